@@ -1,0 +1,96 @@
+"""KV block: keys and values of one segment, note, question or answer, for all layers.
+
+    keys, values   [L, H, capacity, D]      L layers, H key-value heads, D head size
+
+In: rotated keys and values, appended token by token or chunk by chunk. Out: slices of the same storage,
+never a copy. A block only grows at its end and is written by one thread, the reasoner.
+
+Positions: token i was rotated at its stored position when it was written. The block occupies stored
+positions `start` to `end` (exclusive) on every axis; whoever attends to it elsewhere shifts the query (see
+`memory.view`), so stored keys are never touched again. `end - start` is the block's extent; because a
+temporal patch of h × w tokens advances positions by max(h, w) only, the extent is smaller than the length.
+
+Why not one growing cache for everything: dropping, moving or quantizing a segment must not move another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What one token costs: layers × key-value heads × head size, in a dtype, on a device."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class KVBlock:
+    """Keys and values of one run of tokens; grows at the end, never moves."""
+
+    def __init__(self, shape: BlockShape, *, start: int = 0, capacity: int = 0) -> None:
+        self.shape = shape
+        self.start = start
+        self.end = start
+        self.length = 0
+        self.keys, self.values = self._allocate(capacity)
+
+    @property
+    def extent(self) -> int:
+        """Positions that the block occupies on the position axis."""
+        return self.end - self.start
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit without growing."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the block holds, spare capacity included."""
+        return self.capacity * self.shape.token_bytes
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more; doubling, so a block of n tokens copies O(n) in all."""
+        needed = self.length + tokens
+        if needed <= self.capacity:
+            return
+        keys, values = self._allocate(max(needed, 2 * self.capacity))
+        keys[:, :, :self.length] = self.keys[:, :, :self.length]
+        values[:, :, :self.length] = self.values[:, :, :self.length]
+        self.keys, self.values = keys, values
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put [H, T, D] behind the committed tokens of one layer; `commit` makes them count."""
+        tokens = keys.shape[1]
+        self.keys[layer, :, self.length:self.length + tokens] = keys
+        self.values[layer, :, self.length:self.length + tokens] = values
+
+    def commit(self, tokens: int, end: int) -> None:
+        """Count `tokens` written in every layer; `end` = the first free stored position."""
+        self.length += tokens
+        self.end = end
+
+    def seal(self) -> None:
+        """Give back spare capacity; the block will not grow soon."""
+        if self.capacity > self.length:
+            keys, values = self._allocate(self.length)
+            keys[:] = self.keys[:, :, :self.length]
+            values[:] = self.values[:, :, :self.length]
+            self.keys, self.values = keys, values
+
+    def _allocate(self, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+        size = (self.shape.layers, self.shape.kv_heads, capacity, self.shape.head_dim)
+        options = {'dtype': self.shape.dtype, 'device': self.shape.device}
+        return torch.empty(size, **options), torch.empty(size, **options)

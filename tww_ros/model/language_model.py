@@ -1,0 +1,200 @@
+"""VideoLanguageModel: the stock Qwen3-VL classes behind the few verbs that the engine needs.
+
+In: text, pixels of temporal patches, spans. Out: token ids, vision tokens, logits; keys and values land in the
+spans' own blocks. It holds no state between steps and knows nothing of sessions, memory tiers or time.
+
+The model is never changed: our attention comes in through transformers' registry (`model.attention`), everything
+else through explicit inputs to the language model. One packed step is one forward pass over the tokens of all its
+spans: linear layers see them together (each weight is read once), attention is done span by span.
+
+`step` may be called by one thread only (the reasoner); `encode_patch` by another (the watcher) at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
+
+from tww_ros.errors import ModelError
+from tww_ros.memory.block import BlockShape, KVBlock
+from tww_ros.memory.view import Scheme
+from tww_ros.model.attention import NAME, SpanPlan, StepPlan, Turn, choose_backend
+from tww_ros.model.positions import MRope
+from tww_ros.model.prompts import LITERAL_IDS, PromptStyle
+from tww_ros.model.run import Span, VisionTokens
+from tww_ros.video.pixels import Pixels
+
+
+class VideoLanguageModel:
+    """Qwen3-VL as the engine sees it. Make one with `load_model`."""
+
+    def __init__(self, model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, *,
+                 name: str, scheme: Scheme, style: PromptStyle, quantization: str = 'none') -> None:
+        text = model.config.text_config
+        self.hf = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.scheme = scheme
+        self.style = style
+        self.quantization = quantization
+        self.device = model.device
+        self.dtype = model.model.language_model.embed_tokens.weight.dtype
+        self.block_shape = BlockShape(text.num_hidden_layers, text.num_key_value_heads, text.head_dim,
+                                      self.dtype, self.device)
+        vision = model.config.vision_config
+        self.patch_size = vision.patch_size
+        self.merge_size = vision.spatial_merge_size
+        self.temporal_patch_size = vision.temporal_patch_size
+        self.video_pad_id = model.config.video_token_id
+        self.note_ends = self._mark_ids(style.note_ends)
+        self.answer_ends = self._mark_ids(style.answer_ends)
+        self._rope = MRope(text, self.device)
+        self._language_model = model.model.language_model
+        self._embed = self._language_model.embed_tokens
+        self.set_attention('auto')
+        text._attn_implementation = NAME
+
+    def set_attention(self, backend: str) -> None:
+        """Take another attention backend: 'auto', 'eager' or 'grouped'."""
+        self._attend = choose_backend(backend)
+
+    def describe(self) -> str:
+        """One line for logs and status."""
+        weights = sum(p.numel() * p.element_size() for p in self.hf.parameters())
+        return (f'{self.name}: {self.block_shape.layers} layers, {weights / 1e6:.1f} MB of weights '
+                f'({self.quantization}), {self.dtype} on {self.device}, positions {self.scheme}, '
+                f'prompts {self.style.name}, {self.block_shape.token_bytes} bytes of KV per token')
+
+    # Text
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of our own text, special tokens recognised."""
+        if text in LITERAL_IDS:
+            return [self._mark_id(text)]
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def encode_user(self, text: str) -> list[int]:
+        """Token ids of a user's text; special tokens written in it are plain characters."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    # Vision
+
+    @torch.inference_mode()
+    def encode_patch(self, pixels: Pixels) -> VisionTokens:
+        """One temporal patch through the vision tower and its DeepStack mergers."""
+        grid = torch.tensor([[1, pixels.grid_h, pixels.grid_w]], device=self.device)
+        values = torch.from_numpy(pixels.values).to(self.device)
+        output = self.hf.model.get_image_features(values, grid, return_dict=True)
+        rows, columns = pixels.grid_h // self.merge_size, pixels.grid_w // self.merge_size
+        return VisionTokens(output.pooler_output[0].to(self.dtype),
+                            tuple(level[0].to(self.dtype) for level in output.deepstack_features),
+                            rows, columns)
+
+    # Steps
+
+    def new_block(self, start: int = 0, capacity: int = 0) -> KVBlock:
+        """An empty KV block of this model's shape."""
+        return KVBlock(self.block_shape, start=start, capacity=capacity)
+
+    @torch.inference_mode()
+    def step(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
+        """One packed forward pass; per span its logits, [rows, vocab] float32, or None.
+
+        Every span's keys and values are appended to its block. A span may attend to a block that another span of
+        the same step extends only as far as the view's lengths say.
+        """
+        ids = torch.tensor([i for span in spans for i in span.run.ids], device=self.device)  # [N]
+        embeds = self._embed(ids)                                               # [N, E]
+        visual, deepstack = self._visual(spans, embeds)
+        plan = StepPlan(self._plan(spans), self._attend)
+        hidden = self._language_model(
+            inputs_embeds=embeds[None],
+            # All-zero positions make the built-in rotation the identity; ours is in the attention function.
+            position_ids=torch.zeros(3, 1, len(ids), dtype=torch.long, device=self.device),
+            visual_pos_masks=visual, deepstack_visual_embeds=deepstack,
+            use_cache=False, tww_step=plan,
+        ).last_hidden_state[0]                                                  # [N, E]
+        rows, counts = [], []
+        for span, place in zip(spans, plan.spans, strict=True):
+            span.block.commit(len(span.run), span.run.end)
+            wanted = {'none': 0, 'last': 1, 'all': len(span.run)}[span.logits]
+            rows += range(place.last - wanted, place.last)
+            counts.append(wanted)
+        if not rows:
+            return [None] * len(spans)
+        logits = self.hf.lm_head(hidden[rows]).float()                          # [rows, vocab]
+        return [part if len(part) else None for part in logits.split(counts)]
+
+    def _visual(self, spans: Sequence[Span], embeds: torch.Tensor
+                ) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
+        """Put vision tokens into the embeddings; the mask [1, N] and DeepStack features [V, E] per layer."""
+        seen = [span.run for span in spans if span.run.visual is not None]
+        if not seen:
+            return None, None
+        mask = np.concatenate([np.zeros(len(span.run), bool) if span.run.visual is None
+                               else span.run.visual for span in spans])
+        visual = torch.from_numpy(mask).to(self.device)
+        embeds[visual] = torch.cat([run.tokens for run in seen])
+        levels = [torch.cat(level) for level in zip(*(run.deepstack for run in seen), strict=True)]
+        return visual[None], levels
+
+    def _plan(self, spans: Sequence[Span]) -> list[SpanPlan]:
+        """Where each span lies, and the rotations of its keys and, per shift, of its queries."""
+        plans, first = [], 0
+        for span in spans:
+            count = len(span.run)
+            span.block.reserve(count)
+            own = self._rope.table(span.run.positions, self.dtype)
+            turns: list[Turn] = []
+            shift = None
+            for part in span.view.parts:
+                if part.shift != shift:
+                    shift = part.shift
+                    table = own if shift == 0 else self._rope.table(span.run.positions - shift, self.dtype)
+                    turns.append(Turn(table, []))
+                turns[-1].blocks.append((part.block, part.length))
+            if shift != 0:
+                turns.append(Turn(own, []))
+            turns[-1].blocks.append((span.block, span.block.length + count))
+            plan = SpanPlan(first, first + count, span.block, own, turns, span.mass)
+            if span.mass is not None:
+                lengths = [length for turn in turns for _, length in turn.blocks]
+                plan.part_of_key = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)
+            plans.append(plan)
+            first += count
+        return plans
+
+    # The stock forward, for baselines and tests
+
+    @contextlib.contextmanager
+    def stock_attention(self, implementation: str = 'sdpa') -> Iterator[Qwen3VLForConditionalGeneration]:
+        """The same weights with transformers' own attention, e.g. for `generate()`; not while an engine runs."""
+        text = self.hf.config.text_config
+        text._attn_implementation = implementation
+        try:
+            yield self.hf
+        finally:
+            text._attn_implementation = NAME
+
+    def _mark_ids(self, marks: tuple[str, ...]) -> frozenset[int]:
+        return frozenset(self._mark_id(mark) for mark in marks)
+
+    def _mark_id(self, mark: str) -> int:
+        known = self.tokenizer.get_vocab().get(mark)
+        if known is not None:
+            return known
+        literal = LITERAL_IDS.get(mark)
+        vocabulary = self.hf.config.text_config.vocab_size
+        if literal is None or literal >= vocabulary:
+            raise ModelError(f'{self.name}: the vocabulary of {vocabulary} tokens has no {mark!r}, which '
+                             f'{self.style.name!r} prompts need; use prompts="stock", or a checkpoint trained '
+                             'with it')
+        return literal

@@ -1,0 +1,197 @@
+"""load_model: a name or a path → VideoLanguageModel, or a ModelError that says what to do.
+
+    'tiny-random'                  seeded five-million-parameter Qwen3-VL; its words mean nothing
+    'embedded'                     the model that ships with the package (not in this version)
+    '/path/to/checkpoint'          a local Qwen3-VL directory
+    'Qwen/Qwen3-VL-2B-Instruct'    a hub id
+
+A checkpoint trained for Think While Watching says so in `tww.json` beside its config:
+{"positions": "decoupled", "prompts": "tww"}. Without it, or with arguments other than 'auto', stock settings or the
+arguments hold. The vision tower and the output head stay unquantized. Loading with quantization ends with a self-test
+of the kernels, because bitsandbytes may import and yet fail at its first 4-bit product.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from pathlib import Path
+
+import psutil
+import torch
+from bitsandbytes.nn import Linear4bit
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Qwen3VLForConditionalGeneration
+
+from tww_ros.errors import ModelError
+from tww_ros.model.language_model import VideoLanguageModel
+from tww_ros.model.prompts import STYLES
+from tww_ros.model.tiny import tiny_model
+
+QUANTIZATIONS = ('none', 'int8', 'nf4')
+SCHEMES = ('auto', 'continuous', 'decoupled')
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+# bitsandbytes says this once per layer and step; the cast is what LLM.int8 is.
+warnings.filterwarnings('ignore', message='MatMul8bitLt: inputs will be cast')
+# Kept in the compute dtype: the vision tower feeds every layer, the head decides every token.
+SKIP_QUANTIZATION = ['lm_head', 'visual']
+
+
+def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtype: str = 'auto',
+               positions: str = 'auto', prompts: str = 'auto', seed: int = 0) -> VideoLanguageModel:
+    """Load a model by name.
+
+    quantization: 'none', 'int8' or 'nf4'. device: 'auto' (CUDA when there is one), 'cpu', 'cuda', 'cuda:1', …
+    dtype: 'auto' (bfloat16 on CUDA, float32 on the CPU) or its name. seed: of tiny-random's weights.
+    Raises ModelError when something does not fit, with what was expected and what to do.
+    """
+    _check('quantization', quantization, QUANTIZATIONS)
+    _check('positions', positions, SCHEMES)
+    _check('prompts', prompts, ('auto', *STYLES))
+    _check('dtype', dtype, ('auto', *DTYPES))
+    target = _device(device)
+    kind = DTYPES[dtype] if dtype != 'auto' else (
+        torch.bfloat16 if target.type == 'cuda' else torch.float32)
+    marks: dict[str, str] = {}
+    if name == 'embedded':
+        raise ModelError('this version ships no embedded model yet; use "tiny-random" (random weights) or a '
+                         'Qwen3-VL checkpoint directory')
+    if name == 'tiny-random':
+        model, tokenizer = tiny_model(seed)
+        if quantization == 'none':
+            model = model.to(target, kind)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                model = _from_pretrained(folder, quantization, target, kind)
+    else:
+        source = _find(name)
+        _check_architecture(source)
+        _check_memory(source, quantization, target, kind)
+        marks = _marks(source)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except Exception as error:
+            raise ModelError(f'{name}: the tokenizer cannot be read ({error}); expected tokenizer.json beside '
+                             'config.json') from error
+        model = _from_pretrained(source, quantization, target, kind)
+    scheme = positions if positions != 'auto' else marks.get('positions', 'continuous')
+    style = prompts if prompts != 'auto' else marks.get('prompts', 'stock')
+    loaded = VideoLanguageModel(model, tokenizer, name=name, scheme=scheme, style=STYLES[style],
+                                quantization=quantization)
+    _self_test(loaded)
+    return loaded
+
+
+def _check(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ModelError(f'{what}: expected one of {", ".join(known)}, got {value!r}')
+
+
+def _device(name: str) -> torch.device:
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f'device: expected "auto", "cpu" or "cuda[:n]", got {name!r}') from error
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise ModelError(f'device {name!r} was asked for, but torch {torch.__version__} sees no CUDA device; '
+                         'use device="cpu" or install a CUDA build of torch')
+    return device
+
+
+def _find(name: str) -> str:
+    """The local directory, or the hub id as it is."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / 'config.json').is_file():
+            raise ModelError(f'{name}: expected a checkpoint directory with config.json; found '
+                             f'{sorted(p.name for p in path.iterdir())[:8]}')
+        return str(path)
+    looks_like_path = name.startswith(('/', '.', '~')) or name.count('/') != 1
+    if looks_like_path or path.exists():
+        raise ModelError(f'no checkpoint at {name!r}: expected "tiny-random", a directory with config.json and '
+                         '*.safetensors, or a hub id such as "Qwen/Qwen3-VL-2B-Instruct"')
+    return name
+
+
+def _check_architecture(source: str) -> None:
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except Exception as error:
+        raise ModelError(f'{source}: its config cannot be read ({error}); check the name, the network and the '
+                         'files, or download it and pass the directory') from error
+    if config.model_type != 'qwen3_vl':
+        raise ModelError(f'{source} is a {config.model_type!r} checkpoint; expected "qwen3_vl" (dense Qwen3-VL, '
+                         'for instance Qwen/Qwen3-VL-2B-Instruct)')
+
+
+def _check_memory(source: str, quantization: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse before loading what cannot fit; only for local files, whose size is known."""
+    if not Path(source).is_dir():
+        return
+    stored = sum(file.stat().st_size for file in Path(source).glob('*.safetensors'))
+    # Checkpoints are stored in 2 bytes a weight; 4 and 8 bit shrink the language model, not the vision tower.
+    bytes_per_weight = {'none': dtype.itemsize, 'int8': 1.2, 'nf4': 0.7}[quantization]
+    needed = stored / 2 * bytes_per_weight
+    free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
+    if needed > free:
+        raise ModelError(f'{source} needs about {needed / 1e9:.1f} GB on {device} with quantization='
+                         f'{quantization!r}, and {free / 1e9:.1f} GB are free; use quantization="nf4", a smaller '
+                         'checkpoint, or free memory')
+
+
+def _marks(source: str) -> dict[str, str]:
+    """positions and prompts of a Think While Watching checkpoint; empty for a stock one."""
+    file = Path(source) / 'tww.json'
+    if not file.is_file():
+        return {}
+    try:
+        marks = json.loads(file.read_text())
+        _check('positions', marks.get('positions', 'continuous'), SCHEMES[1:])
+        _check('prompts', marks.get('prompts', 'stock'), tuple(STYLES))
+    except (ValueError, AttributeError, ModelError) as error:
+        raise ModelError(f'{file}: {error}; expected {{"positions": "decoupled", "prompts": "tww"}}') from error
+    return marks
+
+
+def _from_pretrained(source: str, quantization: str, device: torch.device,
+                     dtype: torch.dtype) -> Qwen3VLForConditionalGeneration:
+    options = {}
+    if quantization == 'nf4':
+        options['quantization_config'] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True, llm_int8_skip_modules=SKIP_QUANTIZATION)
+    elif quantization == 'int8':
+        options['quantization_config'] = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_skip_modules=SKIP_QUANTIZATION)
+    try:
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            source, dtype=dtype, device_map={'': device}, **options)
+    except Exception as error:
+        raise ModelError(f'{source}: the weights cannot be loaded with quantization={quantization!r} ({error}); '
+                         'check the *.safetensors files, or try quantization="none"') from error
+    if quantization == 'nf4' and device.type == 'cpu' and dtype == torch.float32:
+        # On CPUs with AVX512-BF16 bitsandbytes rounds activations to bfloat16 whatever dtype was asked for, an
+        # error of 0.02 in the logits; float32 means float32, and dtype='bfloat16' still takes that quick path.
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                module.support_avx512bf16_for_cpu = False
+    return model
+
+
+@torch.inference_mode()
+def _self_test(loaded: VideoLanguageModel) -> None:
+    """One product through the first language-model layer: quantized kernels may import and still not run."""
+    layer = loaded.hf.model.language_model.layers[0].mlp
+    probe = torch.ones(2, layer.gate_proj.in_features, device=loaded.device, dtype=loaded.dtype)
+    try:
+        finite = bool(torch.isfinite(layer(probe)).all())
+    except Exception as error:
+        raise ModelError(f'{loaded.name}: the {loaded.quantization} kernels do not run on {loaded.device} '
+                         f'({error}); use quantization="none", or install a bitsandbytes built for this '
+                         'machine') from error
+    if not finite:
+        raise ModelError(f'{loaded.name}: the first layer gives values that are not finite with quantization='
+                         f'{loaded.quantization!r} and {loaded.dtype}; try another dtype')
