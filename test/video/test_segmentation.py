@@ -1,5 +1,7 @@
 """Segments, patches and epochs: examples, then properties over any stream of frames."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,9 +29,9 @@ def frame(ms, camera='front', image=SMALL):
 
 def told(events):
     """Events as plain data: ('patch', index, [ms, …]) or ('closed', index, why)."""
-    return [('patch', event.segment_key.index, [f.stamp_ns // MS for f in event.patch.frames])
-            if isinstance(event, PatchReady) else ('closed', event.segment_key.index, event.closed_by)
-            for event in events]
+    return [('patch', e.segment_key.index, [f.stamp_ns // MS for f in e.patch.frames])
+            if isinstance(e, PatchReady) else ('closed', e.segment_key.index, e.closed_by)
+            for e in events]
 
 
 def feed(segmenter, stamps):
@@ -52,8 +54,8 @@ def test_question_flushes_the_odd_frame_and_the_next_frame_opens_a_segment():
     assert segmenter.open is None
     assert segmenter.close('question') == []
     events += feed(segmenter, [1_500, 2_000])
-    assert told(events) == [('patch', 0, [0, 500]), ('patch', 0, [1_000]), ('closed', 0, 'question'),
-                            ('patch', 1, [1_500, 2_000])]
+    assert told(events) == [('patch', 0, [0, 500]), ('patch', 0, [1_000]),
+                            ('closed', 0, 'question'), ('patch', 1, [1_500, 2_000])]
 
 
 def test_gap_resolution_and_epoch_close():
@@ -81,7 +83,8 @@ def test_unknown_reason_is_refused():
 def test_order_within_back_jump_is_late_and_beyond_is_a_new_epoch():
     clock = EpochClock(1.0)
     assert clock.t0_ns is None and clock.seconds(5) == 0.0
-    verdicts = [clock.observe('front', ms * MS) for ms in (5_000, 6_000, 6_000, 5_000, 6_500, 5_499)]
+    verdicts = [clock.observe('front', ms * MS) for ms in
+                (5_000, 6_000, 6_000, 5_000, 6_500, 5_499)]
     assert verdicts == ['in_order', 'in_order', 'late', 'late', 'in_order', 'new_epoch']
     assert (clock.epoch, clock.t0_ns) == (1, 5_499 * MS)
     assert clock.seconds(7_999 * MS) == 2.5
@@ -143,7 +146,7 @@ def test_intake_closes_every_camera_on_a_new_epoch_and_restarts_the_sampler():
 
 
 steps = st.tuples(st.sampled_from(['a', 'b', 'c']),
-                  st.integers(-3_000, 3_000),                                  # step of the stamp, ms
+                  st.integers(-3_000, 3_000),                              # step of the stamp, ms
                   st.sampled_from([SMALL, SMALL, SMALL, WIDE]),
                   st.sampled_from(['', '', '', '', 'question', 'idle', 'flush']))
 
@@ -181,7 +184,7 @@ def test_every_watched_frame_is_in_one_patch_of_one_segment(moves, segment_s, pa
     for key, patches in segments.items():
         frames = [f for patch in patches for f in patch.frames]
         stamps = [f.stamp_ns for f in frames]
-        assert all(before < after for before, after in zip(stamps, stamps[1:], strict=False))
+        assert all(before < after for before, after in itertools.pairwise(stamps))
         assert stamps[-1] - stamps[0] < round(segment_s * NS_PER_S)
         assert {f.camera for f in frames} == {key.camera}
         assert len({f.image.shape for f in frames}) == 1

@@ -1,14 +1,15 @@
 """One temporal patch of frames → the rows that Qwen3-VL's vision tower takes.
 
-In: one or two uint8 images [H, W, 3]. Out: `Pixels`, float32 rows in the stock order. It knows nothing
-of time, of cameras or of the model; the constants of the checkpoint (patch 16, merge 2, mean = std = 0.5)
-are arguments. Numpy and Pillow only, because the stock video processor needs torchvision.
+In: one or two uint8 images [H, W, 3]. Out: `Pixels`, float32 rows in the stock order. It knows
+nothing of time, of cameras or of the model; the constants of the checkpoint (patch 16, merge 2,
+mean = std = 0.5) are arguments. Only numpy and Pillow: the stock video processor needs
+torchvision.
 
 The result is bit-equal to `Qwen2VLImageProcessorPil` for a repeated frame, and follows
 `Qwen3VLVideoProcessor.patchify` for two different ones. Letters: m = merge_size, p = patch_size,
-t = temporal_patch_size, h = grid_h // m, w = grid_w // m (merged cells), C = 3 colours.
-A uint8 image has 256 values, so rescale and normalise are one table, looked up after the patches
-are in order: everything before that moves bytes instead of floats.
+t = temporal_patch_size, h = grid_h // m, w = grid_w // m (merged cells), C = 3 colours. A uint8
+image has 256 values, so rescale and normalise are one table, looked up after the patches are in
+order: everything before that moves bytes instead of floats.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ MAX_ASPECT = 200
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """values: float32 [grid_h * grid_w, C * t * p * p]; the rows of one merged cell follow each other."""
+    """values: float32 [grid_h * grid_w, C * t * p * p]; rows of one merged cell follow each other.
+
+    grid_h, grid_w: patches along each side.
+    """
 
     values: np.ndarray
     grid_h: int
@@ -38,18 +42,18 @@ class Pixels:
 
 def target_size(height: int, width: int, *, factor: int = 32, min_pixels: int,
                 max_pixels: int) -> tuple[int, int]:
-    """(height, width) in pixels to resize to: multiples of factor, about the same aspect ratio, area
-    within [min_pixels, max_pixels] where that is possible.
+    """(height, width) in px to resize to: multiples of factor, about the same aspect ratio.
 
-    Same numbers as `smart_resize` of transformers' qwen2_vl, Python's round-half-to-even included.
+    The area is within [min_pixels, max_pixels] where that is possible. Same numbers as
+    `smart_resize` of transformers' qwen2_vl, Python's round-half-to-even included.
     Raises FrameError for an empty image and for one side more than 200 times the other.
     """
     if height < 1 or width < 1:
-        raise FrameError(f'expected an image of at least 1×1 px, got {width}×{height}; check the camera '
-                         'driver')
+        raise FrameError(f'expected an image of at least 1×1 px, got {width}×{height}; check the '
+                         'camera driver')
     if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise FrameError(f'expected sides within 1:{MAX_ASPECT} of each other, got {width}×{height} px; '
-                         'crop the image first')
+        raise FrameError(f'expected sides within 1:{MAX_ASPECT} of each other, got '
+                         f'{width}×{height} px; crop the image first')
     out_h = round(height / factor) * factor
     out_w = round(width / factor) * factor
     if out_h * out_w > max_pixels:
@@ -80,11 +84,11 @@ def to_pixels(frames: Sequence[np.ndarray], *, patch_size: int = 16, merge_size:
             raise FrameError(f'expected uint8 images of shape [H, W, 3], got {frame.dtype} '
                              f'{list(frame.shape)}; convert them to RGB first')
         if frame.shape != shape:
-            raise FrameError(f'expected frames of one size in a temporal patch, got {list(shape)} and '
-                             f'{list(frame.shape)}; close the segment when the resolution changes')
+            raise FrameError(f'expected frames of one size in a temporal patch, got {list(shape)} '
+                             f'and {list(frame.shape)}; close the segment when the size changes')
     size = target_size(shape[0], shape[1], factor=patch_size * merge_size, min_pixels=min_pixels,
                        max_pixels=max_pixels)
-    resized = [_resize(frames[0], size)]                                      # each [h·m·p, w·m·p, C]
+    resized = [_resize(frames[0], size)]                                # each [h·m·p, w·m·p, C]
     for before, frame in itertools.pairwise(frames):
         same = frame is before or np.array_equal(frame, before)
         resized.append(resized[-1] if same else _resize(frame, size))
@@ -94,17 +98,18 @@ def to_pixels(frames: Sequence[np.ndarray], *, patch_size: int = 16, merge_size:
     patches = np.empty((*cells, 3, temporal_patch_size, patch_size, patch_size), np.uint8)
     for index in range(temporal_patch_size):
         image = resized[min(index, len(resized) - 1)]
-        image = image.reshape(cells[0], merge_size, patch_size, cells[1], merge_size, patch_size, 3)
-        # (h, m, p, w, m, p, C) → (h, w, m, m, C, p, p)
-        patches[:, :, :, :, :, index] = image.transpose(0, 3, 1, 4, 6, 2, 5)
-    rows = patches.reshape(grid_h * grid_w, -1)                               # [grid_h·grid_w, C·t·p·p]
+        image = image.reshape(cells[0], merge_size, patch_size,
+                              cells[1], merge_size, patch_size, 3)        # [h, m, p, w, m, p, C]
+        image = image.transpose(0, 3, 1, 4, 6, 2, 5)                      # [h, w, m, m, C, p, p]
+        patches[:, :, :, :, :, index] = image
+    rows = patches.reshape(grid_h * grid_w, -1)                         # [grid_h·grid_w, C·t·p·p]
     return Pixels(_levels(mean, std)[rows], grid_h, grid_w)
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == size:
         return image
-    # Pillow, not OpenCV: its bicubic filter widens when shrinking, and the checkpoints saw that one.
+    # Pillow, not OpenCV: its bicubic filter widens when shrinking, and the checkpoints saw that.
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.asarray(resized)
 

@@ -1,16 +1,16 @@
 """Which frames of a camera are watched: `sample_fps` of them, chosen by their header stamps.
 
-In: stamps (ns) of one camera, in order. Out: yes or no. It knows no images, no clock of this machine and
-no other camera, so the same stamps always give the same choice.
+In: stamps (ns) of one camera, in order. Out: yes or no. It knows no images, no clock of this
+machine and no other camera, so the same stamps always give the same choice.
 
-    period 500 ms    due:   0         500        1000          (a grid from the first stamp: no drift)
+    period 500 ms    due:   0         500        1000      (a grid from the first stamp: no drift)
     camera 10 fps    seen:  0 100 … 400 500 600 … 1000
-                     kept:  0           500        1000        (the frame nearest to each due time)
+                     kept:  0           500        1000      (the frame nearest to each due time)
 
 A frame is nearest when it comes less than half a camera interval before the due time; the
-interval is the median of the last few, because one lost or late frame must not change it. So a camera whose
-own rate equals `sample_fps` keeps all its frames although its stamps jitter around the grid:
-a plain `stamp >= due` would lose every frame that comes 1 ns early.
+interval is the median of the last few, because one lost or late frame must not change it. So a
+camera whose own rate equals `sample_fps` keeps all its frames although its stamps jitter around
+the grid: a plain `stamp >= due` would lose every frame that comes 1 ns early.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FrameSampler:
         self._intervals: deque[int] = deque(maxlen=_INTERVALS)
 
     def accept(self, stamp_ns: int) -> bool:
-        """Whether to watch the frame with this stamp. A stamp that does not advance is never accepted."""
+        """Whether to watch the frame with this stamp; never when the stamp does not advance."""
         if self._first_ns is None:
             self._first_ns = self._last_ns = stamp_ns
             self._slot = 1

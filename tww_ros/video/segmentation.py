@@ -10,12 +10,12 @@ module computes no pixels, holds no thread and reads no clock.
     camera 2 fps, segment_s 2.0      0.0 0.5 | 1.0 1.5 ‖ 2.0 2.5 | 3.0 ?  ← close('question')
                                      patch     patch     patch     patch of one frame
 
-A segment is closed *before* the frame that would make it span `segment_s`, so that no
-segment is ever longer, whatever the gap. The model reads temporal patches of two frames; an odd last
-frame becomes a patch of one and the pixels repeat it, as the stock processor does.
+A segment is closed *before* the frame that would make it span `segment_s`, so that no segment is
+ever longer, whatever the gap. The model reads temporal patches of two frames; an odd last frame
+becomes a patch of one and the pixels repeat it, as the stock processor does.
 
-Epochs: header stamps go back when a bag loops or a simulation restarts. Going back by at
-most `back_jump_s` is disorder (the frame is rejected); by more, a new epoch for all cameras.
+Epochs: header stamps go back when a bag loops or a simulation restarts. Going back by at most
+`back_jump_s` is disorder (the frame is rejected); by more, a new epoch for all cameras.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class OpenSegment:
 
 
 class Segmenter:
-    """Cuts the frames of one camera into segments and patches. Stamps must advance within an epoch."""
+    """Cuts the frames of one camera into segments and patches; stamps advance within an epoch."""
 
     def __init__(self, camera: str, segment_s: float,
                  temporal_patch_size: int = TEMPORAL_PATCH_SIZE) -> None:
@@ -138,8 +138,8 @@ class Segmenter:
 class EpochClock:
     """Decides whether a stamp is in order, late, or the start of a new epoch; one for all cameras.
 
-    epoch: 0, 1, 2, …; t0_ns: first stamp of the present epoch, None before the first frame. Order is judged
-    per camera, because cameras have different delays.
+    epoch: 0, 1, 2, …; t0_ns: first stamp of the present epoch, None before the first frame.
+    Order is judged per camera, because cameras have different delays.
     """
 
     def __init__(self, back_jump_s: float) -> None:
@@ -174,16 +174,16 @@ class EpochClock:
         return 0.0 if self.t0_ns is None else max(0, stamp_ns - self.t0_ns) / NS_PER_S
 
     def _is_straggler(self, camera: str, stamp_ns: int) -> bool:
-        # When a bag loops, the first camera that jumps back starts the new epoch while the other one's
-        # last frames are still under way. Taken at face value such a frame would make that camera's own jump
-        # start one more epoch.
+        # When a bag loops, the first camera that jumps back starts the new epoch while the other
+        # one's last frames are still under way. Taken at face value, such a frame would make that
+        # camera's own jump start one more epoch.
         old_ns = self._last_of_old_epoch_ns.get(camera)
         return (old_ns is not None and abs(stamp_ns - old_ns) <= self._back_jump_ns
                 and stamp_ns - self._newest_ns > self._back_jump_ns)
 
 
 class Intake(NamedTuple):
-    """What became of one frame. verdict: 'watched', 'skipped' (sampler) or 'rejected' (out of order)."""
+    """What became of one frame: 'watched', 'skipped' (sampler) or 'rejected' (out of order)."""
 
     verdict: str
     events: list[Event]
@@ -192,7 +192,8 @@ class Intake(NamedTuple):
 class FrameIntake:
     """All cameras: order check → sampler → segmenter. Not thread-safe; one thread calls it."""
 
-    def __init__(self, config: WatchConfig, temporal_patch_size: int = TEMPORAL_PATCH_SIZE) -> None:
+    def __init__(self, config: WatchConfig,
+                 temporal_patch_size: int = TEMPORAL_PATCH_SIZE) -> None:
         self.clock = EpochClock(config.back_jump_s)
         self.segmenters: dict[str, Segmenter] = {}
         self._samplers: dict[str, FrameSampler] = {}
@@ -215,7 +216,8 @@ class FrameIntake:
                                                       self._patch_frames)
         if not self._samplers[frame.camera].accept(frame.stamp_ns):
             return Intake('skipped', events)
-        return Intake('watched', events + self.segmenters[frame.camera].add(frame, self.clock.epoch))
+        events += self.segmenters[frame.camera].add(frame, self.clock.epoch)
+        return Intake('watched', events)
 
     def close(self, closed_by: str, camera: str | None = None) -> list[Event]:
         """Close the open segments of all cameras (or of one), the one opened first going first."""
