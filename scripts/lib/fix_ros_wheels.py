@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy
 
-PYTHON_HEADERS = re.compile(r'/opt/python/cp\d+-cp\d+t?/include/python3\.\d+t?')
-NUMPY_HEADERS = re.compile(r'/opt/python/cp\d+-cp\d+t?/lib/python3\.\d+t?/site-packages/numpy/_?core/include')
+PYTHON = r'/opt/python/cp\d+-cp\d+'
+PYTHON_HEADERS = re.compile(PYTHON + r'/include/python3\.\d+')
+NUMPY_HEADERS = re.compile(PYTHON + r'/lib/python3\.\d+/site-packages/numpy/_?core/include')
 
 
 def main() -> int:
