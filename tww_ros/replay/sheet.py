@@ -7,6 +7,7 @@ where "which frames did it base this on?" is the first question that people ask.
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Strip:
 
 
 def contact_sheet(strips: Sequence[Strip], *, title: str = '', t0_ns: int | None = None,
-                  columns: int = 6, tile_width_px: int = 200) -> Image.Image:
+                  columns: int = 8, tile_width_px: int = 160) -> Image.Image:
     """Draw the strips below each other, at most `columns` frames in a row.
 
     t0_ns: the stamp shown as 0.0 s; the first frame's by default.
@@ -106,5 +107,9 @@ def _wrap(text: str, width: int, size_px: int) -> list[str]:
     return [line for part in text.splitlines() for line in textwrap.wrap(part, limit)]
 
 
+@functools.cache
 def _font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size_px)
+    try:
+        return ImageFont.truetype('DejaVuSans.ttf', size_px)
+    except OSError:                              # Pillow's own font has Latin letters only
+        return ImageFont.load_default(size_px)
