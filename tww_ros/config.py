@@ -1,8 +1,8 @@
 """One validated tree of settings; each setting exists once, here.
 
-The ROS parameters, the command-line flags and the table in the docs are all made from `settings()`.
-A setting's dotted name (`watch.sample_fps`) is its ROS parameter name. Units are in the names.
-Raises ConfigError with the name, the value, the allowed range and what to do.
+The ROS parameters, the command-line flags and the table in the docs are all made from
+`settings()`. A setting's dotted name (`watch.sample_fps`) is its ROS parameter name. Units are in
+the names. Raises ConfigError with the name, the value, the allowed range and what to do.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ class NoteConfig(_Checked):
 
     enabled: bool = setting(True, 'write a note about every segment')
     max_new_tokens: int = setting(48, 'longest note, in tokens', low=1, high=1_024)
+    window_tokens: int = setting(4_096, 'a note attends to at most this many source tokens, newest segments '
+                                        'first', low=0, high=1_048_576)
     backlog: int = setting(16, 'segments waiting for their note; beyond it the oldest gets none '
                                '(counted)', low=1, high=10_000)
 

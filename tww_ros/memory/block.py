@@ -2,15 +2,17 @@
 
     keys, values   [L, H, capacity, D]      L layers, H key-value heads, D head size
 
-In: rotated keys and values, appended token by token or chunk by chunk. Out: slices of the same storage,
-never a copy. A block only grows at its end and is written by one thread, the reasoner.
+In: rotated keys and values, appended token by token or chunk by chunk. Out: slices of the same
+storage, never a copy. A block only grows at its end and is written by one thread, the reasoner.
 
-Positions: token i was rotated at its stored position when it was written. The block occupies stored
-positions `start` to `end` (exclusive) on every axis; whoever attends to it elsewhere shifts the query (see
-`memory.view`), so stored keys are never touched again. `end - start` is the block's extent; because a
-temporal patch of h × w tokens advances positions by max(h, w) only, the extent is smaller than the length.
+Positions: token i was rotated at its stored position when it was written. The block occupies
+stored positions `start` to `end` (exclusive) on every axis; whoever attends to it elsewhere shifts
+the query (see `memory.view`), so stored keys are never touched again. `end - start` is the block's
+extent; because a temporal patch of h × w tokens advances positions by max(h, w) only, the extent
+is smaller than the length.
 
-Why not one growing cache for everything: dropping, moving or quantizing a segment must not move another.
+Why not one growing cache for everything: dropping, moving or quantizing a segment must not move
+another.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """View: what one span attends to, laid out in time order and contiguous in position.
 
-In: blocks in time order, each on the source or the target side. Out: for each a shift Δ = its place in this
-view − its stored place. Attention only sees differences of positions, and moving a whole block by Δ on all
-three axes is one uniform rotation, so the *query* is rotated at (position − Δ) and the stored keys stay as
-they are. The same block can therefore stand at different places in the views of different sessions.
+In: blocks in time order, each on the source or the target side. Out: for each a shift Δ = its
+place in this view − its stored place. Attention only sees differences of positions, and moving a
+whole block by Δ on all three axes is one uniform rotation, so the *query* is rotated at (position
+− Δ) and the stored keys stay as they are. The same block can therefore stand at different places
+in the views of different sessions.
 
     scheme        axes                                                 for
     continuous    one: header, R1, C1, R2, C2, Q1, A1, R3, ... self    stock checkpoints

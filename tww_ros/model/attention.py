@@ -1,17 +1,18 @@
 """Attention over views: the function that transformers calls in every layer of a packed step.
 
-In: un-rotated queries, keys and values of all spans of the step, [1, heads, N, D], and the step's plan. Each span
-writes its rotated keys and values behind its own block, then attends to its view (parts of other blocks, each with
-its own shift) and causally to its own block. Out: [1, N, heads, D]. Spans never see each other except through a
-view that names the other's block.
+In: un-rotated queries, keys and values of all spans of the step, [1, heads, N, D], and the step's
+plan. Each span writes its rotated keys and values behind its own block, then attends to its view
+(parts of other blocks, each with its own shift) and causally to its own block. Out: [1, N, heads,
+D]. Spans never see each other except through a view that names the other's block.
 
     letters   N tokens of the step   T tokens of one span   K keys of one view   H query heads   G = H / kv heads
 
-Backends: `eager` expands keys and builds the whole [T, K] mask, the readable reference. `grouped` multiplies the
-G queries that share a key-value head at once, part by part: keys and values are never concatenated, expanded or
-copied; only the scores are put side by side for one softmax.
+Backends: `eager` expands keys and builds the whole [T, K] mask, the readable reference. `grouped`
+multiplies the G queries that share a key-value head at once, part by part: keys and values are
+never concatenated, expanded or copied; only the scores are put side by side for one softmax.
 
-Registered under the name 'tww' with `AttentionInterface` and `AttentionMaskInterface`; the model is not changed.
+Registered under the name 'tww' with `AttentionInterface` and `AttentionMaskInterface`; the model
+is not changed.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class SpanPlan:
     """Where one span's tokens lie in the step, how they are rotated, and what they attend to.
 
     The last block of the last turn is the span's own, seen up to and with the span's own tokens.
-    mass: float32 [parts + 1], attention mass of the span's last token per part (own block last), summed over
-    layers; None when nobody asks. part_of_key: int64 [K], the part of each key in turn order.
+    mass: float32 [parts + 1], attention mass of the span's last token per part (own block last),
+    summed over layers; None when nobody asks. part_of_key: int64 [K], the part of each key in turn
+    order.
     """
 
     first: int
@@ -115,7 +117,8 @@ def attend_grouped(span: SpanPlan, query: torch.Tensor, layer: int, scaling: flo
         scores += [rotated @ block.keys[layer, :, :length].transpose(1, 2)     # [Hkv, G·T, n]
                    for block, length in turn.blocks]
     if tokens > 1:
-        # Only the span's own tokens, the last T keys of the last part, can lie in a query's future.
+        # Only the span's own tokens, the last T keys of the last part, can lie in a query's
+        # future.
         own = scores[-1].view(kv_heads, group, tokens, -1)[..., -tokens:]      # [Hkv, G, T, T]
         future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
         own.masked_fill_(future, float('-inf'))

@@ -1,13 +1,16 @@
 """VideoLanguageModel: the stock Qwen3-VL classes behind the few verbs that the engine needs.
 
-In: text, pixels of temporal patches, spans. Out: token ids, vision tokens, logits; keys and values land in the
-spans' own blocks. It holds no state between steps and knows nothing of sessions, memory tiers or time.
+In: text, pixels of temporal patches, spans. Out: token ids, vision tokens, logits; keys and values
+land in the spans' own blocks. It holds no state between steps and knows nothing of sessions,
+memory tiers or time.
 
-The model is never changed: our attention comes in through transformers' registry (`model.attention`), everything
-else through explicit inputs to the language model. One packed step is one forward pass over the tokens of all its
-spans: linear layers see them together (each weight is read once), attention is done span by span.
+The model is never changed: our attention comes in through transformers' registry
+(`model.attention`), everything else through explicit inputs to the language model. One packed step
+is one forward pass over the tokens of all its spans: linear layers see them together (each weight
+is read once), attention is done span by span.
 
-`step` may be called by one thread only (the reasoner); `encode_patch` by another (the watcher) at the same time.
+`step` may be called by one thread only (the reasoner); `encode_patch` by another (the watcher) at
+the same time.
 """
 
 from __future__ import annotations
@@ -108,8 +111,8 @@ class VideoLanguageModel:
     def step(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
         """One packed forward pass; per span its logits, [rows, vocab] float32, or None.
 
-        Every span's keys and values are appended to its block. A span may attend to a block that another span of
-        the same step extends only as far as the view's lengths say.
+        Every span's keys and values are appended to its block. A span may attend to a block that
+        another span of the same step extends only as far as the view's lengths say.
         """
         ids = torch.tensor([i for span in spans for i in span.run.ids], device=self.device)  # [N]
         embeds = self._embed(ids)                                               # [N, E]
@@ -117,7 +120,8 @@ class VideoLanguageModel:
         plan = StepPlan(self._plan(spans), self._attend)
         hidden = self._language_model(
             inputs_embeds=embeds[None],
-            # All-zero positions make the built-in rotation the identity; ours is in the attention function.
+            # All-zero positions make the built-in rotation the identity; ours is in the attention
+            # function.
             position_ids=torch.zeros(3, 1, len(ids), dtype=torch.long, device=self.device),
             visual_pos_masks=visual, deepstack_visual_embeds=deepstack,
             use_cache=False, tww_step=plan,

@@ -6,22 +6,28 @@
     'Qwen/Qwen3-VL-2B-Instruct'    a hub id
 
 A checkpoint trained for Think While Watching says so in `tww.json` beside its config:
-{"positions": "decoupled", "prompts": "tww"}. Without it, or with arguments other than 'auto', stock settings or the
-arguments hold. The vision tower and the output head stay unquantized. Loading with quantization ends with a self-test
-of the kernels, because bitsandbytes may import and yet fail at its first 4-bit product.
+{"positions": "decoupled", "prompts": "tww"}. Without it, or with arguments other than 'auto',
+stock settings or the arguments hold. The vision tower and the output head stay unquantized.
+Loading with quantization ends with a self-test of the kernels, because bitsandbytes may import and
+yet fail at its first 4-bit product.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-import warnings
 from pathlib import Path
 
 import psutil
 import torch
 from bitsandbytes.nn import Linear4bit
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from tww_ros.errors import ModelError
 from tww_ros.model.language_model import VideoLanguageModel
@@ -32,7 +38,7 @@ QUANTIZATIONS = ('none', 'int8', 'nf4')
 SCHEMES = ('auto', 'continuous', 'decoupled')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 # bitsandbytes says this once per layer and step; the cast is what LLM.int8 is.
-warnings.filterwarnings('ignore', message='MatMul8bitLt: inputs will be cast')
+logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)
 # Kept in the compute dtype: the vision tower feeds every layer, the head decides every token.
 SKIP_QUANTIZATION = ['lm_head', 'visual']
 
@@ -41,9 +47,10 @@ def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtyp
                positions: str = 'auto', prompts: str = 'auto', seed: int = 0) -> VideoLanguageModel:
     """Load a model by name.
 
-    quantization: 'none', 'int8' or 'nf4'. device: 'auto' (CUDA when there is one), 'cpu', 'cuda', 'cuda:1', …
-    dtype: 'auto' (bfloat16 on CUDA, float32 on the CPU) or its name. seed: of tiny-random's weights.
-    Raises ModelError when something does not fit, with what was expected and what to do.
+    quantization: 'none', 'int8' or 'nf4'. device: 'auto' (CUDA when there is one), 'cpu', 'cuda',
+    'cuda:1', … dtype: 'auto' (bfloat16 on CUDA, float32 on the CPU) or its name. seed: of
+    tiny-random's weights. Raises ModelError when something does not fit, with what was expected
+    and what to do.
     """
     _check('quantization', quantization, QUANTIZATIONS)
     _check('positions', positions, SCHEMES)
@@ -132,7 +139,8 @@ def _check_memory(source: str, quantization: str, device: torch.device, dtype: t
     if not Path(source).is_dir():
         return
     stored = sum(file.stat().st_size for file in Path(source).glob('*.safetensors'))
-    # Checkpoints are stored in 2 bytes a weight; 4 and 8 bit shrink the language model, not the vision tower.
+    # Checkpoints are stored in 2 bytes a weight; 4 and 8 bit shrink the language model, not the
+    # vision tower.
     bytes_per_weight = {'none': dtype.itemsize, 'int8': 1.2, 'nf4': 0.7}[quantization]
     needed = stored / 2 * bytes_per_weight
     free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
@@ -173,8 +181,9 @@ def _from_pretrained(source: str, quantization: str, device: torch.device,
         raise ModelError(f'{source}: the weights cannot be loaded with quantization={quantization!r} ({error}); '
                          'check the *.safetensors files, or try quantization="none"') from error
     if quantization == 'nf4' and device.type == 'cpu' and dtype == torch.float32:
-        # On CPUs with AVX512-BF16 bitsandbytes rounds activations to bfloat16 whatever dtype was asked for, an
-        # error of 0.02 in the logits; float32 means float32, and dtype='bfloat16' still takes that quick path.
+        # On CPUs with AVX512-BF16 bitsandbytes rounds activations to bfloat16 whatever dtype was
+        # asked for, an error of 0.02 in the logits; float32 means float32, and dtype='bfloat16'
+        # still takes that quick path.
         for module in model.modules():
             if isinstance(module, Linear4bit):
                 module.support_avx512bf16_for_cpu = False

@@ -1,13 +1,14 @@
 """M-RoPE positions and rotations, exact at any hour of the stream.
 
-In: token runs and integer positions [3, T] (time, height, width). Out: cos and sin [T, D] for queries and keys.
-Source rules are Qwen3-VL's (`get_rope_index` in transformers): text advances all three axes by one; a temporal
-patch of h × w tokens takes (0, row, column) + offset, and the next token stands at offset + max(h, w).
+In: token runs and integer positions [3, T] (time, height, width). Out: cos and sin [T, D] for
+queries and keys. Source rules are Qwen3-VL's (`get_rope_index` in transformers): text advances all
+three axes by one; a temporal patch of h × w tokens takes (0, row, column) + offset, and the next
+token stands at offset + max(h, w).
 
-Why our own rotation: the model is called with all-zero position ids, which makes its built-in rotation the
-identity, and the attention function applies M-RoPE from positions that we own. Angles are computed in float64,
-because a float32 product of position and frequency is off by 0.03 rad after some 500,000 positions (a working
-day at a few patches a second), while float64 keeps 1e-10.
+Why our own rotation: the model is called with all-zero position ids, which makes its built-in
+rotation the identity, and the attention function applies M-RoPE from positions that we own. Angles
+are computed in float64, because a float32 product of position and frequency is off by 0.03 rad
+after some 500,000 positions (a working day at a few patches a second), while float64 keeps 1e-10.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class MRope:
                              'not supported')
         self.head_dim = config.head_dim
         half = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        # The model's own frequencies are float32; their values, not their formula, are the reference.
+        # The model's own frequencies are float32; their values, not their formula, are the
+        # reference.
         inv_freq = 1.0 / (rope['rope_theta'] ** half)                          # [D/2]
         self._inv_freq = inv_freq.to(torch.float64).numpy()
         section = rope.get('mrope_section', [24, 20, 20])

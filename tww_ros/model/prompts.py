@@ -5,9 +5,9 @@
     tww      trained by Think While         [SEG THINK]\\nFocus: …<EOT>        \\n\\n[Q THINK]\\nReasoning: …
              Watching                                                         \\nAnswer: …<EOQ>
 
-Source stream of both: `header`, then per temporal patch `<12.5 seconds>` and its vision tokens, then the question.
-Stock notes and rounds end with a closer that shuts the assistant's turn and opens the user's again, so that any
-view, read from left to right, is one well-formed chat.
+Source stream of both: `header`, then per temporal patch `<12.5 seconds>` and its vision tokens,
+then the question. Stock notes and rounds end with a closer that shuts the assistant's turn and
+opens the user's again, so that any view, read from left to right, is one well-formed chat.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ VISION_START, VISION_END = '<|vision_start|>', '<|vision_end|>'
 VIDEO_PAD = '<|video_pad|>'
 END_OF_TEXT = '<|endoftext|>'
 END_OF_NOTE, END_OF_ANSWER = '<EOT>', '<EOQ>'
-# Think While Watching puts its two marks right behind Qwen3's 151,669 tokens, in the padding of the vocabulary.
+# Think While Watching puts its two marks right behind Qwen3's 151,669 tokens, in the padding of
+# the vocabulary.
 LITERAL_IDS = {END_OF_ANSWER: 151669, END_OF_NOTE: 151670}
 
 
@@ -27,8 +28,9 @@ LITERAL_IDS = {END_OF_ANSWER: 151669, END_OF_NOTE: 151670}
 class PromptStyle:
     """Text around what the model reads and writes.
 
-    *_prefix stands before what is generated, on the target side; *_ends are the marks that end it; *_closer is fed
-    behind it, so that it begins with the mark. question_* frame the user's words on the source side.
+    *_prefix stands before what is generated, on the target side; *_ends are the marks that end it;
+    *_closer is fed behind it, so that it begins with the mark. question_* frame the user's words
+    on the source side.
     """
 
     name: str

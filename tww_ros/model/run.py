@@ -1,8 +1,9 @@
 """Token runs and spans: what a packed step is made of.
 
-A `TokenRun` is tokens with their positions, and for the vision tokens among them their embeddings and DeepStack
-features. It can be cut anywhere, so that a step may take any chunk of it. A `Span` is a run together with the block
-that its keys and values go to and the view that it attends to. Nothing here computes.
+A `TokenRun` is tokens with their positions, and for the vision tokens among them their embeddings
+and DeepStack features. It can be cut anywhere, so that a step may take any chunk of it. A `Span`
+is a run together with the block that its keys and values go to and the view that it attends to.
+Nothing here computes.
 
     letters   T tokens   V vision tokens among them   E embedding size
 """
@@ -70,8 +71,8 @@ class TokenRun:
 class Span:
     """A run of tokens to be computed in one step.
 
-    logits: 'none', 'last' ([1, vocab]) or 'all' ([T, vocab]).
-    mass: float32 [parts of the view + 1] to add the last token's attention mass to, own block last; or None.
+    logits: 'none', 'last' ([1, vocab]) or 'all' ([T, vocab]). mass: float32 [parts of the view +
+    1] to add the last token's attention mass to, own block last; or None.
     """
 
     block: KVBlock

@@ -1,8 +1,9 @@
 """tiny-random: a seeded Qwen3-VL of five million parameters with a byte-level tokenizer, for tests.
 
-The classes are transformers' own; only the sizes are small and the weights random, so its words mean nothing. The
-initial spread is larger than Qwen's 0.02 so that attention matters: a wrong mask or position changes the logits by
-far more than rounding does. Linear layers are multiples of 64 wide, as 4-bit quantization needs.
+The classes are transformers' own; only the sizes are small and the weights random, so its words
+mean nothing. The initial spread is larger than Qwen's 0.02 so that attention matters: a wrong mask
+or position changes the logits by far more than rounding does. Linear layers are multiples of 64
+wide, as 4-bit quantization needs.
 """
 
 from __future__ import annotations

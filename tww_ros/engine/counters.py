@@ -1,0 +1,35 @@
+"""Counters that several threads add to; read without stopping anybody."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Counters:
+    """See `types.EngineStats` for their meaning."""
+
+    frames_received: int = 0
+    frames_watched: int = 0
+    frames_skipped: int = 0
+    frames_dropped: int = 0
+    frames_rejected: int = 0
+    segments: int = 0
+    notes_written: int = 0
+    notes_skipped: int = 0
+    answers_done: int = 0
+    answers_failed: int = 0
+    answers_cancelled: int = 0
+    steps: int = 0
+    step_tokens: int = 0
+    newest_ns: int = 0
+    ingest_lag_s: float = 0.0
+    last_error: str = ''
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, **amounts: int) -> None:
+        """Add to counters by name."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)

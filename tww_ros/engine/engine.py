@@ -1,0 +1,188 @@
+"""Engine: watches, remembers and answers; the only owner of threads and locks.
+
+    push ──▶ watcher thread (sampler, segments, pixels, vision tower) ──▶ inbox ──▶ reasoner thread (steps)
+    ask  ──▶ a mark in the same queue ─────────────────────────────────────▶        memory bank, sessions
+
+In: frames and questions, from any thread. Out: answers, notes, counters. It knows nothing of ROS.
+
+    with Engine(load_model('tiny-random')) as engine:
+        engine.push(Frame(stamp_ns=0, camera='front', image=rgb))
+        print(engine.ask(Question('what is on the table?')).result(timeout=10).text)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tww_ros.config import EngineConfig
+from tww_ros.engine.answering import question_ids
+from tww_ros.engine.counters import Counters
+from tww_ros.engine.pending import PendingAnswer
+from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
+from tww_ros.engine.sessions import Sessions
+from tww_ros.engine.watcher import Watcher
+from tww_ros.errors import (
+    BusyError,
+    EngineClosedError,
+    NothingSeenError,
+    QuestionError,
+    UnknownCameraError,
+)
+from tww_ros.memory.bank import MemoryBank
+from tww_ros.model.protocol import StepModel
+from tww_ros.types import AnswerPiece, EngineStats, Frame, Note, Question, SegmentInfo
+
+log = logging.getLogger(__name__)
+
+# A token is at least one byte of text, and rarely more than sixteen characters: a text longer than
+# this is refused before the tokenizer has to look at it.
+CHARACTERS_PER_TOKEN = 16
+
+
+class Engine:
+    """One model, one memory, two threads. Use it as a context manager, or call start() and close()."""
+
+    def __init__(self, model: StepModel, config: EngineConfig | None = None, *,
+                 on_note: Callable[[Note], None] | None = None,
+                 on_segment: Callable[[SegmentInfo], None] | None = None) -> None:
+        """on_note and on_segment run on the reasoner's thread and must not block."""
+        self.model = model
+        self.config = config or EngineConfig()
+        model.set_attention(self.config.step.attention)
+        self.memory = MemoryBank(self.config.memory)
+        self._sessions = Sessions(self.config.answer)
+        self._counters = Counters()
+        self._reasoner = Reasoner(model, self.memory, self._sessions, self.config, self._counters,
+                                  _guarded(on_note), _guarded(on_segment))
+        self._watcher = Watcher(model, self._reasoner, self.config, self._counters)
+        self._state = 'new'
+        self._state_lock = threading.Lock()
+
+    def start(self) -> Engine:
+        """Start both threads."""
+        with self._state_lock:
+            if self._state != 'new':
+                raise EngineClosedError(f'the engine is {self._state}; make a new one')
+            self._state = 'running'
+            self._reasoner.start()
+            self._watcher.start()
+        return self
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Stop both threads; open questions fail. False when a thread did not end within `timeout_s`."""
+        with self._state_lock:
+            self._state = 'closed'
+        end_s = time.monotonic() + timeout_s
+        # The watcher may be waiting for room in the reasoner's inbox, so that one is told first.
+        reasoner_ended = self._reasoner.stop(timeout_s)
+        watcher_ended = self._watcher.stop(max(0.1, end_s - time.monotonic()))
+        return reasoner_ended and watcher_ended
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Watching
+
+    def push(self, frame: Frame) -> bool:
+        """Take a frame; never blocks. True if accepted (a full queue drops its oldest frame), False when closed."""
+        return self._state == 'running' and self._watcher.push(frame)
+
+    def feed(self, frame: Frame, timeout_s: float = 60.0) -> bool:
+        """Take a frame, waiting for room: for offline use, where nothing may be dropped."""
+        return self._state == 'running' and self._watcher.feed(frame, timeout_s)
+
+    def drain(self, timeout_s: float = 60.0) -> bool:
+        """Wait until all pushed frames are in memory and noted; closes the open segments. False on timeout."""
+        self._check_running()
+        done = threading.Event()
+        self._watcher.mark(DrainItem(done))
+        end_s = time.monotonic() + timeout_s
+        while not done.wait(min(0.1, max(0.0, end_s - time.monotonic()))):
+            if time.monotonic() >= end_s or self._state != 'running' or not self._reasoner.alive:
+                return False
+        return True
+
+    # Asking
+
+    def ask(self, question: Question) -> PendingAnswer:
+        """Ask; returns at once. Raises QuestionError (or a subclass) when it cannot be answered as asked."""
+        self._check_running()
+        self._check_question(question)
+        pending = PendingAnswer(question)
+        self._reasoner.register(pending)
+        self._watcher.mark(QuestionItem(pending))
+        return pending
+
+    def ask_stream(self, question: Question, timeout_s: float | None = None) -> Iterator[AnswerPiece]:
+        """Ask, and yield the answer piece by piece; the last piece carries the Answer."""
+        return self.ask(question).pieces(timeout_s)
+
+    def close_session(self, name: str) -> None:
+        """Forget a session's rounds; UnknownSessionError when there is none of that name."""
+        self._sessions.close(name)
+
+    def stats(self) -> EngineStats:
+        """Counters and the present state."""
+        c = self._counters
+        waiting = (c.frames_received - c.frames_watched - c.frames_skipped - c.frames_dropped
+                   - c.frames_rejected)
+        return EngineStats(
+            frames_received=c.frames_received, frames_watched=c.frames_watched,
+            frames_skipped=c.frames_skipped, frames_dropped=c.frames_dropped,
+            frames_rejected=c.frames_rejected, frames_waiting=max(0, waiting),
+            epochs=self._watcher.epoch + 1, segments=len(self.memory) + self._reasoner.open_segments,
+            notes_written=c.notes_written, notes_skipped=c.notes_skipped,
+            notes_waiting=self._reasoner.notes_waiting, answers_done=c.answers_done,
+            answers_failed=c.answers_failed, answers_cancelled=c.answers_cancelled,
+            answers_active=self._reasoner.active,
+            answers_waiting=max(0, self._reasoner.asked - self._reasoner.active),
+            sessions=len(self._sessions), steps=c.steps, step_tokens=c.step_tokens,
+            memory_bytes=self.memory.nbytes, memory_tokens=self.memory.tokens, newest_ns=c.newest_ns,
+            ingest_lag_s=c.ingest_lag_s, last_error=c.last_error)
+
+    def _check_running(self) -> None:
+        if self._state != 'running':
+            raise EngineClosedError(f'the engine is {self._state}; call start() or use it in a with statement')
+        if not self._reasoner.alive:
+            raise EngineClosedError(f'the reasoner has ended ({self._counters.last_error}); make a new engine')
+
+    def _check_question(self, question: Question) -> None:
+        limits = self.config.answer
+        characters = len(question.text) + sum(map(len, question.choices))
+        if characters > limits.max_question_tokens * CHARACTERS_PER_TOKEN:
+            raise QuestionError(f'the question is too long: {characters} characters, and at most '
+                                f'{limits.max_question_tokens} tokens are read; shorten it, or raise '
+                                'answer.max_question_tokens')
+        tokens = len(question_ids(self.model, question))
+        if tokens > limits.max_question_tokens:
+            raise QuestionError(f'the question is too long: {tokens} tokens, at most '
+                                f'{limits.max_question_tokens}; shorten it, or raise '
+                                'answer.max_question_tokens')
+        cameras = self._watcher.cameras
+        unknown = sorted(set(question.cameras) - cameras)
+        if unknown:
+            raise UnknownCameraError(f'no frame has come from camera {", ".join(unknown)}; cameras seen: '
+                                     f'{", ".join(sorted(cameras)) or "none"}')
+        if not cameras:
+            raise NothingSeenError('no frame has arrived yet; check the camera topic, or ask later')
+        if self._reasoner.asked >= limits.max_waiting:
+            raise BusyError(f'{limits.max_waiting} questions are waiting or being answered already; ask later, or '
+                            'raise answer.max_waiting')
+
+
+def _guarded(listener: Callable[[Any], None] | None) -> Callable[[Any], None]:
+    """A listener whose own faults end in the log and not in the reasoner."""
+    def call(value: Any) -> None:
+        if listener is not None:
+            try:
+                listener(value)
+            except Exception:
+                log.exception('a listener of the engine failed')
+    return call

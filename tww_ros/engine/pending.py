@@ -1,0 +1,158 @@
+"""PendingAnswer: a question on its way, seen from the caller's side.
+
+The caller waits, streams, listens or cancels from any thread; the reasoner writes pieces and the
+end. Listeners run on the thread that causes the event (usually the reasoner) and must not block.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+from tww_ros.errors import AnswerTimeoutError, CancelledError, TwwError
+from tww_ros.types import Answer, AnswerPiece, Question
+
+log = logging.getLogger(__name__)
+
+
+class PendingAnswer:
+    """The answer to one question, complete or not. Made by `Engine.ask`."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.number = next(self._numbers)
+        self.asked_s = time.monotonic()
+        self.started_s: float | None = None
+        self.first_token_s: float | None = None
+        self.position: Callable[[PendingAnswer], int] = lambda _: 0
+        self._future: Future[Answer] = Future()
+        self._pieces: list[AnswerPiece] = []
+        self._changed = threading.Condition()
+        self._piece_listeners: list[Callable[[AnswerPiece], None]] = []
+        self._done_listeners: list[Callable[[PendingAnswer], None]] = []
+
+    # The caller's side
+
+    def done(self) -> bool:
+        """Whether there is an answer or an error."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> Answer:
+        """The answer; raises its error, or concurrent.futures.TimeoutError after `timeout` seconds."""
+        return self._future.result(timeout)
+
+    def error(self) -> BaseException | None:
+        """The error of a finished question, None when it was answered or is still under way."""
+        return self._future.exception() if self._future.done() else None
+
+    def text(self) -> str:
+        """What has been written so far."""
+        with self._changed:
+            return ''.join(piece.text for piece in self._pieces)
+
+    def pieces(self, timeout_s: float | None = None) -> Iterator[AnswerPiece]:
+        """Pieces as they come, the last one with the Answer; TimeoutError when none comes for `timeout_s`."""
+        for index in itertools.count():
+            with self._changed:
+                arrived = self._changed.wait_for(
+                    lambda index=index: index < len(self._pieces) or self.done(), timeout_s)
+                if not arrived:
+                    raise TimeoutError(f'no piece of the answer came for {timeout_s} s')
+                if index >= len(self._pieces):
+                    self._future.result()
+                    return
+                piece = self._pieces[index]
+            yield piece
+            if piece.answer is not None:
+                return
+
+    def cancel(self) -> bool:
+        """Stop the answer within one step; False when it was complete already."""
+        return self.fail(CancelledError(f'the question {_short(self.question.text)!r} was cancelled'))
+
+    def queue_position(self) -> int:
+        """Questions in front of this one; 0 = being answered, or done."""
+        return 0 if self.done() or self.started_s is not None else self.position(self)
+
+    def add_piece_listener(self, listener: Callable[[AnswerPiece], None]) -> None:
+        """Call `listener` with every piece, those that came before included."""
+        with self._changed:
+            self._piece_listeners.append(listener)
+            missed = list(self._pieces)
+        for piece in missed:
+            listener(piece)
+
+    def add_done_callback(self, listener: Callable[[PendingAnswer], None]) -> None:
+        """Call `listener` when the answer is complete or has failed; at once when it is so already."""
+        with self._changed:
+            if not self.done():
+                self._done_listeners.append(listener)
+                return
+        listener(self)
+
+    # The engine's side
+
+    def write(self, text: str) -> None:
+        """Add a piece."""
+        if text:
+            self._publish(AnswerPiece(text))
+
+    def complete(self, answer: Answer, text: str = '') -> None:
+        """End with an answer; `text` is what its last piece adds."""
+        self._finish(lambda: self._future.set_result(answer), AnswerPiece(text, answer))
+
+    def fail(self, error: TwwError) -> bool:
+        """End with an error; False when it had ended before."""
+        return self._finish(lambda: self._future.set_exception(error), None)
+
+    def expired(self, now_s: float) -> bool:
+        """End with AnswerTimeoutError when the question's time is up."""
+        limit_s = self.question.timeout_s
+        if not limit_s or now_s - self.asked_s < limit_s:
+            return False
+        return self.fail(AnswerTimeoutError(
+            f'no complete answer within {limit_s:g} s (waited for {self.queue_position()} questions in front, wrote '
+            f'{len(self.text())} characters); allow more time or ask for fewer tokens'))
+
+    def _finish(self, settle: Callable[[], None], piece: AnswerPiece | None) -> bool:
+        with self._changed:
+            if self._future.done():
+                return False
+            if piece is not None:
+                self._pieces.append(piece)
+            settle()
+            pieces, done = list(self._piece_listeners), list(self._done_listeners)
+            self._changed.notify_all()
+        for listener in pieces if piece is not None else ():
+            _call(listener, piece)
+        for listener in done:
+            _call(listener, self)
+        return True
+
+    def _publish(self, piece: AnswerPiece) -> None:
+        with self._changed:
+            if self._future.done():
+                return
+            self._pieces.append(piece)
+            listeners = list(self._piece_listeners)
+            self._changed.notify_all()
+        for listener in listeners:
+            _call(listener, piece)
+
+
+def _call(listener: Callable, value: object) -> None:
+    # A caller's fault must not end the thread that answers everybody else.
+    try:
+        listener(value)
+    except Exception:
+        log.exception('a listener of an answer failed')
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + '...'

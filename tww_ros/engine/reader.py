@@ -1,0 +1,168 @@
+"""Reader: the source streams. Encoded patches in, spans out, closed segments into the bank.
+
+In: PatchItem and CloseItem in the order the watcher sent them. Out: at most one span a step, a
+chunk of the patch at the head; when a segment is complete, its record goes into the memory bank.
+
+A segment attends to the header (the sink), to the newest segments of its own camera within the
+read window, and causally to itself; never to notes, questions or answers. So what is stored
+depends on the video alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tww_ros.config import EngineConfig
+from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.view import Entry, View, lay_out
+from tww_ros.model import prompts
+from tww_ros.model.positions import patch_positions, text_positions
+from tww_ros.model.protocol import StepModel
+from tww_ros.model.run import Span, TokenRun, VisionTokens
+from tww_ros.types import Pose
+from tww_ros.video.segmentation import SegmentKey
+
+
+@dataclass(frozen=True)
+class PatchItem:
+    """One temporal patch, encoded. time_s counts from the start of its epoch; pushed_s is this machine's clock."""
+
+    key: SegmentKey
+    time_s: float
+    start_ns: int
+    end_ns: int
+    frames: int
+    vision: VisionTokens
+    pose: Pose | None
+    pushed_s: float
+
+
+@dataclass(frozen=True)
+class CloseItem:
+    """Nothing more comes for this segment."""
+
+    key: SegmentKey
+    closed_by: str
+
+
+@dataclass
+class _Reading:
+    """A segment that is being read: its view is fixed when it opens."""
+
+    record: SegmentRecord
+    view: View
+
+
+class Reader:
+    """Reads patches chunk by chunk. Only the reasoner calls it."""
+
+    def __init__(self, model: StepModel, bank: MemoryBank, config: EngineConfig) -> None:
+        self.epoch = 0
+        self.sink = model.new_block()
+        self._model = model
+        self._bank = bank
+        self._config = config
+        self._open: dict[SegmentKey, _Reading] = {}
+        self._next_position: dict[str, int] = {}
+        self._orders = 0
+        self._item: PatchItem | None = None
+        self._run: TokenRun | None = None
+        self._read = 0
+        self._vision_marks = [model.encode(mark) for mark in (prompts.VISION_START, prompts.VISION_END)]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a patch is being read."""
+        return self._item is not None
+
+    @property
+    def open_segments(self) -> int:
+        """Segments that are not closed yet."""
+        return len(self._open)
+
+    def read_header(self) -> None:
+        """Compute the sink, once, before everything else."""
+        run = TokenRun.text(self._model.encode(self._model.style.header), 0)
+        self._model.step([Span(self.sink, View((), 0, 0), run)])
+
+    def begin(self, item: PatchItem) -> None:
+        """Take the next patch; only when not busy."""
+        reading = self._open.get(item.key) or self._open_segment(item)
+        first = reading.record.frames == 0
+        self._item, self._read = item, 0
+        self._run = self._patch_run(item, reading.record.block.end, first)
+
+    def span(self) -> Span | None:
+        """The next chunk of the patch, or None when there is none."""
+        if self._item is None:
+            return None
+        reading = self._open[self._item.key]
+        chunk = self._run.cut(self._read, min(len(self._run), self._read + self._config.step.chunk_tokens))
+        return Span(reading.record.block, reading.view, chunk)
+
+    def advance(self, tokens: int) -> PatchItem | None:
+        """Count a step over `tokens`; the patch when it is now in memory."""
+        self._read += tokens
+        if self._read < len(self._run):
+            return None
+        item, record = self._item, self._open[self._item.key].record
+        record.frames += item.frames
+        record.end_ns = item.end_ns
+        record.tokens = record.block.length
+        record.pose = item.pose or record.pose
+        self._item = self._run = None
+        return item
+
+    def abandon(self) -> PatchItem | None:
+        """Give up the patch at the head after an error; its segment goes on with the next one."""
+        item, self._item, self._run = self._item, None, None
+        return item
+
+    def close(self, item: CloseItem, on_closed: Callable[[SegmentRecord], None]) -> None:
+        """Put a complete segment into the bank; one whose patches all failed is forgotten."""
+        reading = self._open.pop(item.key, None)
+        if reading is None or reading.record.frames == 0:
+            return
+        record = reading.record
+        record.closed_by = item.closed_by
+        record.block.seal()
+        self._next_position[record.camera] = record.block.end
+        self._bank.add(record)
+        on_closed(record)
+
+    def _open_segment(self, item: PatchItem) -> _Reading:
+        if item.key.epoch != self.epoch:
+            self.epoch = item.key.epoch
+            self._next_position.clear()
+        start = self._next_position.get(item.key.camera, self.sink.end)
+        order = self._orders
+        self._orders += 1
+        record = SegmentRecord(id=order, order=order, camera=item.key.camera, epoch=item.key.epoch,
+                               start_ns=item.start_ns, end_ns=item.end_ns,
+                               block=self._model.new_block(start), pose=item.pose)
+        before = self._bank.before(record, self._config.memory.read_window_tokens)
+        # Stored positions follow the stream for ever; a sink left behind by the window is seen
+        # right before it.
+        view = lay_out([Entry(self.sink, 'source'), *before], 'continuous').anchored(start)
+        reading = self._open[item.key] = _Reading(record, view)
+        return reading
+
+    def _patch_run(self, item: PatchItem, start: int, first: bool) -> TokenRun:
+        """`<12.5 seconds>` + vision start + vision tokens + vision end, as the stock processor lays them out."""
+        vision = item.vision
+        text = prompts.timestamp(item.time_s)
+        if first and self._config.watch.label_cameras:
+            text = prompts.camera_label(item.key.camera) + text
+        head = self._model.encode(text) + self._vision_marks[0]
+        count = vision.rows * vision.columns
+        patch, after = patch_positions(vision.rows, vision.columns, start + len(head))
+        tail = self._vision_marks[1]
+        positions = np.concatenate((text_positions(len(head), start), patch,
+                                    text_positions(len(tail), after)), axis=1)
+        visual = np.zeros(positions.shape[1], dtype=bool)
+        visual[len(head):len(head) + count] = True
+        ids = (*head, *[self._model.video_pad_id] * count, *tail)
+        return TokenRun(ids, positions, after + len(tail), visual, vision.tokens, vision.deepstack)

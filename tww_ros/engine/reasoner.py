@@ -1,0 +1,410 @@
+"""Reasoner: the step loop, the only thread that calls the language model.
+
+In: an inbox, in the order in which the watcher saw things: patches, closed segments, questions,
+drain marks. Out: the memory bank grows, notes are written, questions are answered. Every turn of
+the loop packs what is ready into one step: a span for each answer under way, one chunk of reading,
+one token of the note under way. So reading never waits for thinking, thinking never waits for
+reading, and nothing is shared between two threads inside the model.
+
+A question enters when everything that was seen before it has been read, and takes its snapshot of
+memory then; what is read while it is being answered is not in its view.
+
+With `step.deterministic` a step holds the spans of one job only. Linear layers round differently
+for different numbers of rows, so only then are results independent of timing, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tww_ros.config import EngineConfig
+from tww_ros.engine.answering import answer
+from tww_ros.engine.counters import Counters
+from tww_ros.engine.job import Job
+from tww_ros.engine.noting import write_note
+from tww_ros.engine.pending import PendingAnswer
+from tww_ros.engine.reader import CloseItem, PatchItem, Reader
+from tww_ros.engine.sessions import Session, Sessions
+from tww_ros.errors import (
+    CancelledError,
+    EngineClosedError,
+    NothingSeenError,
+    QuestionError,
+    TwwError,
+)
+from tww_ros.memory.bank import MemoryBank, Resident, SegmentRecord
+from tww_ros.memory.view import Entry
+from tww_ros.model.protocol import StepModel
+from tww_ros.model.run import Span
+from tww_ros.types import Note, SegmentInfo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class QuestionItem:
+    """A question at its place in the stream: everything before it in the inbox is visible to it."""
+
+    pending: PendingAnswer
+
+
+@dataclass(frozen=True)
+class DrainItem:
+    """`done` is set when everything before it is in memory and noted."""
+
+    done: threading.Event
+
+
+Item = PatchItem | CloseItem | QuestionItem | DrainItem
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A question that was admitted; its session's earlier round may still be under way."""
+
+    pending: PendingAnswer
+    session: Session
+    seen: list[Resident]
+
+
+@dataclass(eq=False)
+class _Answering:
+    pending: PendingAnswer
+    session: Session
+    job: Job
+
+
+@dataclass(eq=False)
+class _Noting:
+    """A note waiting or under way; `seen` is fixed when the segment closes, the notes when writing begins."""
+
+    record: SegmentRecord
+    job: Job | None = None
+
+
+class Reasoner:
+    """Runs the step loop in its own thread."""
+
+    def __init__(self, model: StepModel, bank: MemoryBank, sessions: Sessions, config: EngineConfig,
+                 counters: Counters, on_note: Callable[[Note], None],
+                 on_segment: Callable[[SegmentInfo], None]) -> None:
+        self._model = model
+        self._bank = bank
+        self._sessions = sessions
+        self._config = config
+        self._counters = counters
+        self._on_note = on_note
+        self._on_segment = on_segment
+        self._reader = Reader(model, bank, config)
+        self._changed = threading.Condition()
+        self._inbox: deque[Item] = deque()
+        self._patches = 0
+        self._asked: dict[int, PendingAnswer] = {}
+        self._waiting: list[_Waiting] = []
+        self._answers: list[_Answering] = []
+        self._notes: deque[_Noting] = deque()
+        self._drains: list[tuple[_Noting | None, threading.Event]] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name='tww-reasoner', daemon=True)
+
+    # Other threads
+
+    def start(self) -> None:
+        """Begin; the header is computed first."""
+        self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Add to the inbox; never blocks."""
+        with self._changed:
+            if self._stopping:
+                return
+            self._patches += isinstance(item, PatchItem)
+            self._inbox.append(item)
+            self._changed.notify_all()
+
+    def wait_for_room(self) -> bool:
+        """Wait until another patch may be put; False when stopping."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._stopping or self._patches < self._config.step.read_ahead_patches)
+            return not self._stopping
+
+    def register(self, pending: PendingAnswer) -> None:
+        """Watch over a question from the moment it is asked: its deadline, its place in the queue."""
+        with self._changed:
+            if self._stopping:
+                raise EngineClosedError('the engine is closed; start a new one before asking')
+            self._asked[pending.number] = pending
+            pending.position = self._position
+        pending.add_done_callback(self._settled)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._thread.is_alive() and not self._stopping
+
+    @property
+    def asked(self) -> int:
+        """Questions waiting or being answered."""
+        return len(self._asked)
+
+    @property
+    def active(self) -> int:
+        """Answers being written."""
+        return len(self._answers)
+
+    @property
+    def notes_waiting(self) -> int:
+        """Notes waiting or being written."""
+        return len(self._notes)
+
+    @property
+    def open_segments(self) -> int:
+        """Segments being read."""
+        return self._reader.open_segments
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the loop after the step under way; open questions fail. False when the thread did not end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+        for pending in list(self._asked.values()):
+            pending.fail(EngineClosedError('the engine was closed before the answer was complete'))
+        return not self._thread.is_alive()
+
+    def _position(self, pending: PendingAnswer) -> int:
+        return sum(other.number < pending.number for other in list(self._asked.values()))
+
+    def _settled(self, pending: PendingAnswer) -> None:
+        error = pending.error()
+        if error is None:
+            self._counters.add(answers_done=1)
+        elif isinstance(error, CancelledError):
+            self._counters.add(answers_cancelled=1)
+        else:
+            self._counters.add(answers_failed=1)
+        with self._changed:
+            self._asked.pop(pending.number, None)
+            self._changed.notify_all()
+
+    # The loop
+
+    def _loop(self) -> None:
+        log.debug('reasoner started')
+        try:
+            self._reader.read_header()
+            while True:
+                self._admit()
+                work = self._pack()
+                if work:
+                    self._step(work)
+                elif not self._sleep():
+                    return
+                if self._stopping:
+                    return
+        except Exception as error:
+            self._report('the reasoner ended', error)
+        finally:
+            with self._changed:
+                self._stopping = True
+                self._changed.notify_all()
+            for pending in list(self._asked.values()):
+                pending.fail(EngineClosedError('the engine stopped before the answer was complete; see its log'))
+
+    def _sleep(self) -> bool:
+        """Wait for news or for the nearest deadline; False when stopping."""
+        with self._changed:
+            if not self._inbox and not self._stopping:
+                now_s = time.monotonic()
+                limits = [p.asked_s + p.question.timeout_s - now_s for p in self._asked.values()
+                          if p.question.timeout_s]
+                self._changed.wait(max(0.0, min(limits)) + 1e-3 if limits else None)
+            return not self._stopping
+
+    def _admit(self) -> None:
+        """Take from the inbox all that needs no step, up to the next patch."""
+        now_s = time.monotonic()
+        for pending in list(self._asked.values()):
+            pending.expired(now_s)
+        while not self._reader.busy:
+            with self._changed:
+                if not self._inbox:
+                    break
+                item = self._inbox.popleft()
+                self._patches -= isinstance(item, PatchItem)
+                self._changed.notify_all()
+            try:
+                self._take(item)
+            except Exception as error:
+                self._report(f'a {type(item).__name__} could not be handled', error)
+                if isinstance(item, QuestionItem):
+                    self._fail(item.pending, error)
+        self._begin_answers()
+        self._begin_note()
+        for last, done in self._drains:
+            if last not in self._notes:
+                done.set()
+        self._drains = [drain for drain in self._drains if not drain[1].is_set()]
+
+    def _take(self, item: Item) -> None:
+        if isinstance(item, PatchItem):
+            self._reader.begin(item)
+        elif isinstance(item, CloseItem):
+            self._reader.close(item, self._closed)
+        elif isinstance(item, QuestionItem):
+            self._ask(item.pending)
+        else:
+            self._drains.append((self._notes[-1] if self._notes else None, item.done))
+
+    def _closed(self, record: SegmentRecord) -> None:
+        self._counters.add(segments=1)
+        self._on_segment(record.info())
+        if not self._config.note.enabled:
+            return
+        self._notes.append(_Noting(record))
+        # Offline nothing is skipped; live, a note that comes minutes late is worth less than
+        # keeping up.
+        if not self._config.step.deterministic and len(self._notes) > self._config.note.backlog:
+            oldest_waiting = next((n for n in self._notes if n.job is None), None)
+            if oldest_waiting is not None:
+                self._notes.remove(oldest_waiting)
+                self._counters.add(notes_skipped=1)
+
+    def _ask(self, pending: PendingAnswer) -> None:
+        """Take the question's snapshot of memory; refuse it when there is nothing to look at."""
+        if pending.done():
+            return
+        question, memory = pending.question, self._config.memory
+        seen = self._bank.resident(epoch=self._reader.epoch, tokens=memory.resident_tokens,
+                                   note_tokens=memory.resident_note_tokens, cameras=question.cameras,
+                                   window=question.window)
+        if not seen:
+            where = f' of {", ".join(question.cameras)}' if question.cameras else ''
+            when = ' in the window asked about' if question.window else ''
+            pending.fail(NothingSeenError(
+                f'nothing{where} is in memory{when} yet; check that images arrive, or ask later'))
+            return
+        session = self._sessions.get(question.session)
+        self._waiting.append(_Waiting(pending, session, seen))
+
+    def _begin_answers(self) -> None:
+        self._waiting = [w for w in self._waiting if not w.pending.done()]
+        for waiting in list(self._waiting):
+            if waiting.session.busy:
+                continue
+            self._waiting.remove(waiting)
+            waiting.session.busy = True
+            program = answer(self._model, self._config, waiting.pending, self._sessions, waiting.session,
+                             Entry(self._reader.sink, 'source'), waiting.seen)
+            try:
+                self._answers.append(_Answering(waiting.pending, waiting.session, Job(program)))
+            except Exception as error:
+                waiting.session.busy = False
+                self._fail(waiting.pending, error)
+
+    def _begin_note(self) -> None:
+        if not self._notes or self._notes[0].job is not None:
+            return
+        noting = self._notes[0]
+        record, memory = noting.record, self._config.memory
+        seen = self._bank.resident(
+            epoch=record.epoch, tokens=self._config.note.window_tokens,
+            note_tokens=memory.resident_note_tokens, until=record.order)
+        noting.job = Job(write_note(self._model, self._config, self._bank, record,
+                                    Entry(self._reader.sink, 'source'), seen, self._noted))
+
+    def _noted(self, note: Note) -> None:
+        self._counters.add(notes_written=1)
+        self._on_note(note)
+
+    # Steps
+
+    def _pack(self) -> list[tuple[object, list[Span]]]:
+        """What the next step computes: answers first, then reading, then the note."""
+        for answering in list(self._answers):
+            if answering.job.done or (answering.pending.done() and answering.pending.error() is not None):
+                self._end(answering)
+        work: list[tuple[object, list[Span]]] = [(a, a.job.spans) for a in self._answers]
+        chunk = self._reader.span()
+        if chunk is not None:
+            work.append((self._reader, [chunk]))
+        if self._notes and self._notes[0].job is not None:
+            work.append((self._notes[0], self._notes[0].job.spans))
+        return work[:1] if self._config.step.deterministic else work
+
+    def _step(self, work: list[tuple[object, list[Span]]]) -> None:
+        spans = [span for _, part in work for span in part]
+        try:
+            logits = self._model.step(spans)
+        except Exception as error:
+            if len(work) > 1:
+                # One bad span must not take the others with it: find it by running them one by
+                # one.
+                for single in work:
+                    self._step([single])
+            else:
+                self._broken(work[0][0], error)
+            return
+        self._counters.add(steps=1, step_tokens=sum(len(span.run) for span in spans))
+        first = 0
+        for owner, part in work:
+            results = logits[first:first + len(part)]
+            first += len(part)
+            try:
+                self._advance(owner, part, results)
+            except Exception as error:
+                self._broken(owner, error)
+
+    def _advance(self, owner: object, spans: list[Span], results: list) -> None:
+        if owner is self._reader:
+            item = self._reader.advance(len(spans[0].run))
+            if item is not None:
+                self._counters.add(frames_watched=item.frames)
+                self._counters.newest_ns = max(self._counters.newest_ns, item.end_ns)
+                self._counters.ingest_lag_s = time.monotonic() - item.pushed_s
+            return
+        owner.job.advance(results)
+        if isinstance(owner, _Noting) and owner.job.done:
+            self._notes.remove(owner)
+        elif isinstance(owner, _Answering) and owner.job.done:
+            self._end(owner)
+
+    def _end(self, answering: _Answering) -> None:
+        """Free the session for its next round; a round cut short leaves no trace in it."""
+        answering.job.stop()
+        answering.session.busy = False
+        self._answers.remove(answering)
+
+    def _broken(self, owner: object, error: Exception) -> None:
+        """One owner's span cannot be computed: it alone fails."""
+        if owner is self._reader:
+            item = self._reader.abandon()
+            self._counters.add(frames_rejected=item.frames if item else 0)
+            self._report('a patch could not be read', error)
+        elif isinstance(owner, _Noting):
+            self._notes.remove(owner)
+            self._counters.add(notes_skipped=1)
+            self._report(f'the note of segment {owner.record.id} could not be written', error)
+        else:
+            self._end(owner)
+            self._fail(owner.pending, error)
+
+    def _fail(self, pending: PendingAnswer, error: Exception) -> None:
+        self._report('a question could not be answered', error)
+        if not isinstance(error, TwwError):
+            error = QuestionError(f'the question could not be answered: {type(error).__name__}: {error}; ask for '
+                                  'less (a shorter window, fewer tokens), or see the log')
+        pending.fail(error)
+
+    def _report(self, what: str, error: Exception) -> None:
+        self._counters.last_error = f'{what}: {type(error).__name__}: {error}'
+        log.error('%s', self._counters.last_error, exc_info=error)
+
+

@@ -1,0 +1,84 @@
+"""Sessions: conversations that do not see each other.
+
+In: finished rounds (a question's block and its answer's blocks). Out: the entries of a session's
+earlier rounds, each with its place in time, to be merged with memory into a view. Beyond the token
+budget the oldest round is forgotten; beyond the number of sessions the one that was idle for
+longest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from tww_ros.config import AnswerConfig
+from tww_ros.errors import UnknownSessionError
+from tww_ros.memory.view import Entry
+
+Place = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One question and its answer. `after` = order of the newest segment that the question could see."""
+
+    after: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of question and answer."""
+        return sum(entry.block.length for entry in self.entries)
+
+
+@dataclass
+class Session:
+    """The rounds of one conversation, oldest first; `busy` while one is being answered."""
+
+    name: str
+    rounds: list[Round] = field(default_factory=list)
+    forgotten: int = 0
+    busy: bool = False
+
+    def entries(self) -> list[tuple[Place, Entry]]:
+        """Every block of the earlier rounds with its place: behind the segment and the note it came after."""
+        return [((past.after, 2, number, part), entry)
+                for number, past in enumerate(self.rounds, start=self.forgotten)
+                for part, entry in enumerate(past.entries)]
+
+
+class Sessions:
+    """All sessions by name."""
+
+    def __init__(self, config: AnswerConfig) -> None:
+        self._config = config
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, name: str) -> Session:
+        """The session of that name, made when it is new."""
+        with self._lock:
+            session = self._sessions.setdefault(name, Session(name))
+            self._sessions.move_to_end(name)
+            idle = [old for old, other in self._sessions.items() if not other.busy and other is not session]
+            for old in idle[:max(0, len(self._sessions) - self._config.max_sessions)]:
+                del self._sessions[old]
+            return session
+
+    def add(self, session: Session, finished: Round) -> None:
+        """Append a round, and forget the oldest while they hold too many tokens."""
+        session.rounds.append(finished)
+        while sum(past.tokens for past in session.rounds) > self._config.session_tokens:
+            session.rounds.pop(0)
+            session.forgotten += 1
+
+    def close(self, name: str) -> None:
+        """Forget a session; an answer under way is still completed."""
+        with self._lock:
+            if self._sessions.pop(name, None) is None:
+                known = ', '.join(map(repr, self._sessions)) or 'none'
+                raise UnknownSessionError(f'there is no session {name!r} to close; open sessions: {known}')

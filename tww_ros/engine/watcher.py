@@ -1,0 +1,187 @@
+"""Watcher: from camera frames to vision tokens, in its own thread.
+
+In: frames and marks (a question, a drain) in the order in which they arrive, through one bounded
+queue. Out: items in the reasoner's inbox. When the queue is full the oldest frame is dropped and
+counted; marks are never dropped. A mark closes the open segments when it is reached, so a question
+sees every frame that arrived before it.
+
+It runs the vision tower and never the language model.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from tww_ros.config import EngineConfig
+from tww_ros.engine.counters import Counters
+from tww_ros.engine.reader import CloseItem, PatchItem
+from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
+from tww_ros.model.protocol import StepModel
+from tww_ros.types import Frame
+from tww_ros.video.pixels import to_pixels
+from tww_ros.video.segmentation import Event, FrameIntake, PatchReady
+
+log = logging.getLogger(__name__)
+Mark = QuestionItem | DrainItem
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrived:
+    frame: Frame
+    at_s: float
+
+
+class Watcher:
+    """Samples, cuts and encodes frames."""
+
+    def __init__(self, model: StepModel, reasoner: Reasoner, config: EngineConfig, counters: Counters) -> None:
+        self._model = model
+        self._reasoner = reasoner
+        self._config = config
+        self._counters = counters
+        self._intake = FrameIntake(config.watch, model.temporal_patch_size)
+        self._queue: deque[_Arrived | Mark] = deque()
+        self._frames = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._pushed_s = 0.0
+        self._thread = threading.Thread(target=self._loop, name='tww-watcher', daemon=True)
+        self.cameras: set[str] = set()
+
+    # Other threads
+
+    def start(self) -> None:
+        """Begin watching."""
+        self._thread.start()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the present epoch."""
+        return self._intake.clock.epoch
+
+    def push(self, frame: Frame) -> bool:
+        """Take a frame; never blocks, drops the oldest when full. False when stopped."""
+        with self._changed:
+            if self._stopping:
+                return False
+            if self._frames >= self._config.watch.queue_frames:
+                oldest = next(item for item in self._queue if isinstance(item, _Arrived))
+                self._queue.remove(oldest)
+                self._frames -= 1
+                self._counters.add(frames_dropped=1)
+            self._enqueue(frame)
+            return True
+
+    def feed(self, frame: Frame, timeout_s: float) -> bool:
+        """Take a frame as soon as there is room; False when there was none in time, or when stopped."""
+        with self._changed:
+            room = self._changed.wait_for(
+                lambda: self._stopping or self._frames < self._config.watch.queue_frames, timeout_s)
+            if not room or self._stopping:
+                return False
+            self._enqueue(frame)
+            return True
+
+    def mark(self, mark: Mark) -> None:
+        """Put a mark behind the frames that have arrived."""
+        with self._changed:
+            self._queue.append(mark)
+            self._changed.notify_all()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End after the frame under way; False when the thread did not end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _enqueue(self, frame: Frame) -> None:
+        self._queue.append(_Arrived(frame, time.monotonic()))
+        self._frames += 1
+        self.cameras.add(frame.camera)
+        self._counters.add(frames_received=1)
+        self._changed.notify_all()
+
+    # The loop
+
+    def _loop(self) -> None:
+        log.debug('watcher started')
+        while True:
+            item = self._next()
+            if self._stopping:
+                return
+            try:
+                if item is None:
+                    self._send(self._intake.close('idle'))
+                elif isinstance(item, _Arrived):
+                    self._watch(item)
+                else:
+                    self._pass(item)
+            except Exception as error:
+                self._report('a frame could not be watched', error)
+
+    def _next(self) -> _Arrived | Mark | None:
+        """The next item; None when nothing came for so long that open segments should close."""
+        live = not self._config.step.deterministic
+        with self._changed:
+            while not self._queue and not self._stopping:
+                waits = live and any(s.open is not None for s in self._intake.segmenters.values())
+                if not self._changed.wait(self._config.watch.idle_close_s if waits else None) and waits:
+                    return None
+            if self._stopping:
+                return None
+            item = self._queue.popleft()
+            if isinstance(item, _Arrived):
+                self._frames -= 1
+                self._changed.notify_all()
+            return item
+
+    def _watch(self, arrived: _Arrived) -> None:
+        self._pushed_s = arrived.at_s
+        taken = self._intake.add(arrived.frame)
+        if taken.verdict == 'skipped':
+            self._counters.add(frames_skipped=1)
+        elif taken.verdict == 'rejected':
+            self._counters.add(frames_rejected=1)
+        self._send(taken.events)
+
+    def _pass(self, mark: Mark) -> None:
+        if isinstance(mark, DrainItem):
+            self._send(self._intake.close('flush'))
+        elif mark.pending.done():
+            return
+        else:
+            for camera in mark.pending.question.cameras or (None,):
+                self._send(self._intake.close('question', camera))
+        self._reasoner.put(mark)
+
+    def _send(self, events: list[Event]) -> None:
+        for event in events:
+            if not isinstance(event, PatchReady):
+                self._reasoner.put(CloseItem(event.segment_key, event.closed_by))
+                continue
+            frames = event.patch.frames
+            try:
+                vision = self._model.encode_patch(to_pixels(
+                    [frame.image for frame in frames], patch_size=self._model.patch_size,
+                    merge_size=self._model.merge_size, temporal_patch_size=self._model.temporal_patch_size,
+                    min_pixels=self._config.watch.min_pixels, max_pixels=self._config.watch.max_pixels))
+            except Exception as error:
+                self._counters.add(frames_rejected=len(frames))
+                self._report(f'camera {frames[0].camera!r}: a patch could not be encoded', error)
+                continue
+            if not self._reasoner.wait_for_room():
+                return
+            self._reasoner.put(PatchItem(
+                event.segment_key, self._intake.clock.seconds(event.patch.stamp_ns), frames[0].stamp_ns,
+                frames[-1].stamp_ns, len(frames), vision, frames[-1].pose, self._pushed_s))
+
+    def _report(self, what: str, error: Exception) -> None:
+        self._counters.last_error = f'{what}: {type(error).__name__}: {error}'
+        log.error('%s', self._counters.last_error, exc_info=error)
