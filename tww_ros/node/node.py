@@ -175,13 +175,15 @@ class TwwNode(Node):
 
     def _subscribe(self, camera: str) -> Any:
         node = self.parameters.node
-        kind, convert = Image, image_to_rgb
+        kind, convert, topic = Image, image_to_rgb, self.parameters.topic(camera)
         if node.image_transport == 'compressed':
             kind, convert = CompressedImage, compressed_to_rgb
+            # As image_transport does: who remaps `image` means its compressed form too.
+            topic = f'{self.resolve_topic_name(topic)}/compressed'
         reliability = (ReliabilityPolicy.RELIABLE if node.image_reliability == 'reliable'
                        else ReliabilityPolicy.BEST_EFFORT)
         subscription = self.create_subscription(
-            kind, self.parameters.topic(camera), partial(self._on_image, camera, convert),
+            kind, topic, partial(self._on_image, camera, convert),
             QoSProfile(depth=node.image_queue_depth, history=HistoryPolicy.KEEP_LAST,
                        reliability=reliability),
             callback_group=MutuallyExclusiveCallbackGroup(),

@@ -66,8 +66,7 @@ class Parameters:
 
     def topic(self, camera: str) -> str:
         """The relative topic of a camera: `image` for the default one, else `<camera>/image`."""
-        topic = 'image' if self.cameras == ONE_CAMERA else f'{camera}/image'
-        return f'{topic}/compressed' if self.node.image_transport == 'compressed' else topic
+        return 'image' if self.cameras == ONE_CAMERA else f'{camera}/image'
 
 
 def declare_parameters(node: Node) -> Parameters:

@@ -1,0 +1,73 @@
+"""Start the node.
+
+    ros2 launch tww_ros bringup.launch.py model:=/path/to/checkpoint image:=/camera/image_raw
+    ros2 launch tww_ros bringup.launch.py cameras:=front,rear params_file:=embedded.yaml
+
+Every argument is a parameter, a remapping or an option of the program `tww_node`, which can be
+started by itself too. Arguments win over the parameter file; those not given leave it alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.launch_context import LaunchContext
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchDescription
+
+# name → (default, description)
+ARGUMENTS = {
+    'model': ('', 'checkpoint directory, hub id, "embedded" or "tiny-random"'),
+    'quantization': ('', 'of the weights: none, int8 or nf4'),
+    'device': ('', 'where the model runs: auto, cpu, cuda, cuda:1, ...'),
+    'cameras': ('', 'names of cameras, separated by commas; each is watched on <name>/image'),
+    'image': ('', 'topic to watch in place of image; with cameras, use ROS remappings instead'),
+    'image_transport': ('', 'raw or compressed'),
+    'image_reliability': ('', 'best_effort or reliable'),
+    'params_file': ('tww.yaml', 'YAML file with parameters: a path, or a name in config/'),
+    'use_sim_time': ('false', 'true: follow /clock, as a replay publishes it'),
+    'namespace': ('', 'namespace of the node and of its relative topics'),
+    'log_level': ('info', 'debug, info, warn, error or fatal'),
+}
+# Arguments that are parameters of the same name.
+PARAMETERS = ('model', 'quantization', 'device', 'image_transport', 'image_reliability')
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Called by launch."""
+    return LaunchDescription([
+        *(DeclareLaunchArgument(name, default_value=default, description=description)
+          for name, (default, description) in ARGUMENTS.items()),
+        OpaqueFunction(function=start_node),
+    ])
+
+
+def start_node(context: LaunchContext) -> list[Node]:
+    """The node with those arguments that were given."""
+    given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    parameters = {name: given[name] for name in PARAMETERS if given[name]}
+    if given['cameras']:
+        parameters['cameras'] = [name.strip() for name in given['cameras'].split(',')]
+    parameters['use_sim_time'] = given['use_sim_time'].lower() in ('true', '1', 'yes')
+    return [Node(
+        package='tww_ros', executable='tww_node', namespace=given['namespace'],
+        parameters=[str(params_file(given['params_file'])), parameters],
+        remappings=[('image', given['image'])] if given['image'] else [],
+        arguments=['--ros-args', '--log-level', f'tww:={given["log_level"]}'],
+        output='screen', emulate_tty=True)]
+
+
+def params_file(name: str) -> Path:
+    """A path as it is, or a file of this package's config folder by its name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = Path(get_package_share_directory('tww_ros'), 'config', name)
+    if not shipped.is_file():
+        known = sorted(file.name for file in shipped.parent.glob('*.yaml'))
+        raise FileNotFoundError(f'params_file: expected a file, or one of {known}; got {name!r}')
+    return shipped
