@@ -25,7 +25,10 @@ from tww_ros.types import Note, Pose, SegmentInfo
 
 @dataclass(eq=False)
 class SegmentRecord:
-    """One segment in the bank. `block` is None when only the note remains; `note_block` when that is gone too."""
+    """One segment in the bank.
+
+    `block` is None when only the note remains, `note_block` when that is gone too.
+    """
 
     id: int
     order: int
@@ -53,9 +56,9 @@ class SegmentRecord:
 
     def info(self) -> SegmentInfo:
         """The record as users see it."""
-        return SegmentInfo(self.id, self.order, self.camera, self.epoch, self.start_ns, self.end_ns,
-                           self.frames, self.tokens, self.nbytes, self.tier, self.closed_by,
-                           self.note.text if self.note else '', self.pose)
+        return SegmentInfo(self.id, self.order, self.camera, self.epoch, self.start_ns,
+                           self.end_ns, self.frames, self.tokens, self.nbytes, self.tier,
+                           self.closed_by, self.note.text if self.note else '', self.pose)
 
 
 class Resident(NamedTuple):
@@ -123,7 +126,7 @@ class MemoryBank:
         return self._records.get(segment_id)
 
     def before(self, record: SegmentRecord, tokens: int) -> list[Entry]:
-        """The newest segments of the same camera and epoch opened before `record`, within `tokens`."""
+        """The newest segments of its camera and epoch opened before `record`, within `tokens`."""
         chosen = []
         for other in reversed(self._records.values()):
             if other.epoch != record.epoch or other.block is None:
@@ -135,9 +138,10 @@ class MemoryBank:
                 chosen.append(Entry(other.block, 'source', other.id))
         return chosen[::-1]
 
-    def resident(self, *, epoch: int, tokens: int, note_tokens: int, cameras: tuple[str, ...] = (),
-                 until: int | None = None, window: tuple[int, int] | None = None) -> list[Resident]:
-        """What an answer or a note attends to, in time order: a segment, then its note, then the next.
+    def resident(self, *, epoch: int, tokens: int, note_tokens: int,
+                 cameras: tuple[str, ...] = (), until: int | None = None,
+                 window: tuple[int, int] | None = None) -> list[Resident]:
+        """What an answer or a note attends to, in time order: a segment, its note, the next.
 
         Only one epoch (and only `cameras`, `window` in ns, and segments opened up to order
         `until`); the newest first, as many as fit into the two budgets. A note counts when it is
@@ -151,14 +155,17 @@ class MemoryBank:
                     break
                 if ((cameras and record.camera not in cameras)
                         or (until is not None and record.order > until)
-                        or (window and not (record.end_ns >= window[0] and record.start_ns <= window[1]))):
+                        or (window and not (record.end_ns >= window[0]
+                                            and record.start_ns <= window[1]))):
                     continue
-                for kind, side, block in ((0, 'source', record.block), (1, 'target', record.note_block)):
+                for kind, side, block in ((0, 'source', record.block),
+                                          (1, 'target', record.note_block)):
                     if block is None or left[kind] < 0:
                         continue
                     left[kind] -= block.length
                     if left[kind] >= 0:
-                        chosen.append(Resident((record.order, kind), Entry(block, side, record.id), record))
+                        entry = Entry(block, side, record.id)
+                        chosen.append(Resident((record.order, kind), entry, record))
         return sorted(chosen, key=lambda item: item.place)
 
     def _evict(self, keep: SegmentRecord) -> None:

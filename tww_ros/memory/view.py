@@ -6,10 +6,10 @@ whole block by Δ on all three axes is one uniform rotation, so the *query* is r
 − Δ) and the stored keys stay as they are. The same block can therefore stand at different places
 in the views of different sessions.
 
-    scheme        axes                                                 for
-    continuous    one: header, R1, C1, R2, C2, Q1, A1, R3, ... self    stock checkpoints
-    decoupled     two, both from 0: header, R1, R2, Q1, R3 ...         Think While Watching checkpoints
-                                    C1, C2, A1, C3 ...
+    scheme        for                     axes
+    continuous    stock checkpoints       one: header, R1, C1, R2, C2, Q1, A1, R3, ... self
+    decoupled     Think While Watching    two, both from 0: header, R1, R2, Q1, R3 ...
+                                                            C1, C2, A1, C3 ...
 
 It knows nothing of tensors' contents, of text, or of time: the caller brings the order.
 """
