@@ -2,8 +2,8 @@
 
     from tww_ros import Engine, EngineConfig, Frame, Question, load_model
 
-The core works without ROS; only `tww_ros.node` imports rclpy. Importing this package is cheap: torch and
-transformers are loaded when `Engine` or `load_model` is first used.
+The core works without ROS; only `tww_ros.node` imports rclpy. Importing this package is cheap:
+torch and transformers are loaded when `Engine` or `load_model` is first used.
 """
 
 from __future__ import annotations

@@ -43,9 +43,11 @@ class Setting:
             raise ConfigError(f'{self.name}: expected {self.type.__name__}, got '
                               f'{type(value).__name__} {value!r}')
         if self.choices and value not in self.choices:
-            raise ConfigError(f'{self.name}: expected one of {", ".join(self.choices)}, got {value!r}')
+            raise ConfigError(f'{self.name}: expected one of {", ".join(self.choices)}, '
+                              f'got {value!r}')
         if self.low is not None and not self.low <= value <= self.high:
-            raise ConfigError(f'{self.name}: expected {self.low:g} to {self.high:g}, got {value!r}')
+            raise ConfigError(f'{self.name}: expected {self.low:g} to {self.high:g}, '
+                              f'got {value!r}')
         return value
 
 
@@ -61,41 +63,50 @@ class _Checked:
 class WatchConfig(_Checked):
     """Frame → segment → pixels."""
 
-    sample_fps: float = setting(2.0, 'frames per second taken from each camera; the rest is skipped',
-                                low=0.05, high=60.0)
-    segment_s: float = setting(4.0, 'a segment is closed when it spans this many seconds',
-                               low=0.1, high=600.0)
-    queue_frames: int = setting(64, 'frames waiting for the watcher; when full the oldest is dropped',
-                                low=1, high=10_000)
-    min_pixels: int = setting(4_096, 'images are enlarged to at least this many pixels',
-                              low=1_024, high=16_777_216)
-    max_pixels: int = setting(200_704, 'images are shrunk to at most this many pixels (448×448)',
-                              low=1_024, high=16_777_216)
-    label_cameras: bool = setting(False, 'write the camera name before each segment; wise with '
-                                         'several cameras')
-    back_jump_s: float = setting(1.0, 'a stamp that goes back by more than this starts a new epoch; '
-                                      'by less, the frame is rejected as out of order',
-                                 low=0.0, high=3_600.0)
-    idle_close_s: float = setting(2.0, 'an open segment is closed when its camera is silent for this '
-                                       'long (wall time; not in deterministic mode)',
-                                  low=0.1, high=3_600.0)
+    sample_fps: float = setting(
+        2.0, 'frames per second taken from each camera; the rest is skipped', low=0.05, high=60.0)
+    segment_s: float = setting(
+        4.0, 'a segment is closed when it spans this many seconds', low=0.1, high=600.0)
+    queue_frames: int = setting(
+        64, 'frames waiting for the watcher; when full the oldest is dropped', low=1, high=10_000)
+    min_pixels: int = setting(
+        4_096, 'images are enlarged to at least this many pixels', low=1_024, high=16_777_216)
+    max_pixels: int = setting(
+        200_704, 'images are shrunk to at most this many pixels (448×448)',
+        low=1_024, high=16_777_216)
+    label_cameras: bool = setting(
+        False, 'write the camera name before each segment; wise with several cameras')
+    back_jump_s: float = setting(
+        1.0, 'a stamp that goes back by more than this starts a new epoch; by less, the frame is '
+             'rejected as out of order',
+        low=0.0, high=3_600.0)
+    idle_close_s: float = setting(
+        2.0, 'an open segment is closed when its camera is silent for this long (wall time; not '
+             'in deterministic mode)',
+        low=0.1, high=3_600.0)
 
 
 @dataclass(frozen=True)
 class MemoryConfig(_Checked):
     """What is kept, and what the next answer attends to."""
 
-    device_bytes: int = setting(1_073_741_824, 'budget for KV blocks of segments; beyond it the oldest '
-                                               'keeps only its note', low=65_536, high=1 << 40)
-    resident_tokens: int = setting(8_192, 'an answer attends to at most this many source tokens, '
-                                          'newest segments first', low=16, high=1_048_576)
-    resident_note_tokens: int = setting(2_048, 'an answer attends to at most this many note tokens, '
-                                               'newest notes first', low=0, high=1_048_576)
-    read_window_tokens: int = setting(4_096, 'while reading, a segment attends to the header and to at '
-                                             'most this many tokens of segments before it',
-                                      low=0, high=1_048_576)
-    max_segments: int = setting(100_000, 'records of segments (stamps, note) kept; beyond it the oldest '
-                                         'is forgotten', low=1, high=10_000_000)
+    device_bytes: int = setting(
+        1_073_741_824,
+        'budget for KV blocks of segments; beyond it the oldest keeps only its note',
+        low=65_536, high=1 << 40)
+    resident_tokens: int = setting(
+        8_192, 'an answer attends to at most this many source tokens, newest segments first',
+        low=16, high=1_048_576)
+    resident_note_tokens: int = setting(
+        2_048, 'an answer attends to at most this many note tokens, newest notes first',
+        low=0, high=1_048_576)
+    read_window_tokens: int = setting(
+        4_096, 'while reading, a segment attends to the header and to at most this many tokens '
+               'of segments before it',
+        low=0, high=1_048_576)
+    max_segments: int = setting(
+        100_000, 'records of segments (stamps, note) kept; beyond it the oldest is forgotten',
+        low=1, high=10_000_000)
 
 
 @dataclass(frozen=True)
@@ -104,39 +115,45 @@ class NoteConfig(_Checked):
 
     enabled: bool = setting(True, 'write a note about every segment')
     max_new_tokens: int = setting(48, 'longest note, in tokens', low=1, high=1_024)
-    window_tokens: int = setting(4_096, 'a note attends to at most this many source tokens, newest segments '
-                                        'first', low=0, high=1_048_576)
-    backlog: int = setting(16, 'segments waiting for their note; beyond it the oldest gets none '
-                               '(counted)', low=1, high=10_000)
+    window_tokens: int = setting(
+        4_096, 'a note attends to at most this many source tokens, newest segments first',
+        low=0, high=1_048_576)
+    backlog: int = setting(
+        16, 'segments waiting for their note; beyond it the oldest gets none (counted)',
+        low=1, high=10_000)
 
 
 @dataclass(frozen=True)
 class AnswerConfig(_Checked):
     """Questions, sessions and answers."""
 
-    max_new_tokens: int = setting(256, 'upper limit of a question\'s own max_new_tokens',
-                                  low=1, high=8_192)
-    max_question_tokens: int = setting(2_048, 'longest question with its choices, in tokens',
-                                       low=8, high=131_072)
-    max_waiting: int = setting(64, 'questions waiting or running; one more is refused as busy',
-                               low=1, high=10_000)
-    max_sessions: int = setting(64, 'sessions kept; beyond it the one idle for longest is forgotten',
-                                low=1, high=10_000)
-    session_tokens: int = setting(4_096, 'tokens of earlier rounds that a session keeps; beyond it its '
-                                         'oldest round is forgotten', low=0, high=1_048_576)
+    max_new_tokens: int = setting(
+        256, 'upper limit of a question\'s own max_new_tokens', low=1, high=8_192)
+    max_question_tokens: int = setting(
+        2_048, 'longest question with its choices, in tokens', low=8, high=131_072)
+    max_waiting: int = setting(
+        64, 'questions waiting or running; one more is refused as busy', low=1, high=10_000)
+    max_sessions: int = setting(
+        64, 'sessions kept; beyond it the one idle for longest is forgotten', low=1, high=10_000)
+    session_tokens: int = setting(
+        4_096, 'tokens of earlier rounds that a session keeps; beyond it its oldest round is '
+               'forgotten',
+        low=0, high=1_048_576)
 
 
 @dataclass(frozen=True)
 class StepConfig(_Checked):
     """The packed step."""
 
-    chunk_tokens: int = setting(256, 'tokens of reading (or of a question) that one step takes at most',
-                                low=1, high=65_536)
-    read_ahead_patches: int = setting(16, 'encoded temporal patches waiting to be read; when full the '
-                                          'watcher waits', low=1, high=10_000)
+    chunk_tokens: int = setting(
+        256, 'tokens of reading (or of a question) that one step takes at most',
+        low=1, high=65_536)
+    read_ahead_patches: int = setting(
+        16, 'encoded temporal patches waiting to be read; when full the watcher waits',
+        low=1, high=10_000)
     attention: str = setting('auto', 'attention backend', choices=('auto', 'eager', 'grouped'))
-    deterministic: bool = setting(False, 'one span a step, so that results do not depend on timing, bit '
-                                         'for bit; slower')
+    deterministic: bool = setting(
+        False, 'one span a step, so that results do not depend on timing, bit for bit; slower')
 
 
 @dataclass(frozen=True)
@@ -151,8 +168,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.watch.min_pixels > self.watch.max_pixels:
-            raise ConfigError(f'watch.min_pixels ({self.watch.min_pixels}) is above watch.max_pixels '
-                              f'({self.watch.max_pixels}); lower the first or raise the second')
+            raise ConfigError(f'watch.min_pixels ({self.watch.min_pixels}) is above '
+                              f'watch.max_pixels ({self.watch.max_pixels}); lower the first or '
+                              'raise the second')
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> EngineConfig:
@@ -166,12 +184,14 @@ class EngineConfig:
             section, key = name.split('.')
             sections.setdefault(section, {})[key] = value
         try:
-            return cls(**{name: _section_types(cls)[name](**part) for name, part in sections.items()})
+            return cls(**{name: _section_types(cls)[name](**part)
+                          for name, part in sections.items()})
         except ConfigError as error:
             # A section checks its own fields and does not know its own name.
             field_name = str(error).split(':', 1)[0]
             full = [name for name in values if name.endswith('.' + field_name)]
-            raise ConfigError(f'{full[0].rsplit(".", 1)[0]}.{error}' if full else str(error)) from None
+            message = f'{full[0].rsplit(".", 1)[0]}.{error}' if full else str(error)
+            raise ConfigError(message) from None
 
     def to_flat(self) -> dict[str, Any]:
         """Every setting by its dotted name."""

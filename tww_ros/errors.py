@@ -2,7 +2,7 @@
 
     TwwError
     ├── ConfigError          a setting is out of range, unknown, or contradicts another
-    ├── ModelError           a checkpoint cannot be found, is of another architecture, or fails its self-test
+    ├── ModelError           a checkpoint is missing, of another kind, or fails its self-test
     ├── FrameError           one image is malformed; the stream goes on
     ├── QuestionError        one question cannot be answered as asked; the engine goes on
     │   ├── UnknownCameraError     it names a camera that has never sent a frame

@@ -2,8 +2,8 @@
 
     Frame → (video) → Patch → (model) → VisionTokens → (engine) → Segment, Note → Question → Answer
 
-Nothing here computes. Stamps are integers in nanoseconds because that is what a ROS header holds and
-because float seconds since 1970 lose the last 100 ns. Images are RGB, uint8, height × width × 3.
+Nothing here computes. Stamps are integers in nanoseconds because that is what a ROS header holds
+and because float seconds since 1970 lose the last 100 ns. Images are RGB, uint8, [H, W, 3].
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Frame:
             raise FrameError(f'camera {self.camera!r}: expected a numpy array, got '
                              f'{type(image).__name__}; convert the image to uint8 RGB first')
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise FrameError(f'camera {self.camera!r}: expected a uint8 image of shape [H, W, 3], got '
-                             f'{image.dtype} {list(image.shape)}; convert it to RGB first')
+            raise FrameError(f'camera {self.camera!r}: expected a uint8 image of shape [H, W, 3], '
+                             f'got {image.dtype} {list(image.shape)}; convert it to RGB first')
         if image.shape[0] == 0 or image.shape[1] == 0:
             raise FrameError(f'camera {self.camera!r}: the image is empty '
                              f'({image.shape[1]}×{image.shape[0]} px); check the camera driver')
@@ -88,7 +88,8 @@ class Question:
             raise QuestionError(f'the window starts at {self.window[0]} ns, after its end at '
                                 f'{self.window[1]} ns; swap the two')
         if len(self.choices) == 1:
-            raise QuestionError('one choice is no choice: give at least two, or none for a free answer')
+            raise QuestionError('one choice is no choice: give at least two, or none for a free '
+                                'answer')
         if any(not choice.strip() for choice in self.choices):
             raise QuestionError(f'a choice is empty: {list(self.choices)!r}')
         if len(set(self.choices)) != len(self.choices):
