@@ -5,7 +5,8 @@ plan. Each span writes its rotated keys and values behind its own block, then at
 (parts of other blocks, each with its own shift) and causally to its own block. Out: [1, N, heads,
 D]. Spans never see each other except through a view that names the other's block.
 
-    letters   N tokens of the step   T tokens of one span   K keys of one view   H query heads   G = H / kv heads
+    letters   N tokens of the step   T tokens of one span   K keys of one view
+              H query heads          G = H / key-value heads
 
 Backends: `eager` expands keys and builds the whole [T, K] mask, the readable reference. `grouped`
 multiplies the G queries that share a key-value head at once, part by part: keys and values are
@@ -32,7 +33,7 @@ Table = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class Turn:
-    """Parts that share one shift, and the query rotation for them; `blocks` as (block, tokens seen)."""
+    """Parts that share one shift, and their query rotation; `blocks` as (block, tokens seen)."""
 
     query_table: Table
     blocks: list[tuple[KVBlock, int]]
@@ -85,19 +86,22 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
 
 
 def attend_eager(span: SpanPlan, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
-    """Reference: all scores, one explicit lower-right causal mask, one softmax. [H, T, D] → [H, T, D]."""
+    """Reference: all scores, one explicit lower-right causal mask, one softmax.
+
+    [H, T, D] → [H, T, D].
+    """
     heads, tokens, _ = query.shape
     scores, values = [], []
     for turn in span.turns:
         rotated = rotate(query, *turn.query_table)                             # [H, T, D]
         for block, length in turn.blocks:
             group = heads // block.shape.kv_heads
-            keys = block.keys[layer, :, :length].repeat_interleave(group, dim=0)      # [H, n, D]
+            keys = block.keys[layer, :, :length].repeat_interleave(group, dim=0)  # [H, n, D]
             values.append(block.values[layer, :, :length].repeat_interleave(group, dim=0))
             scores.append(rotated @ keys.transpose(1, 2) * scaling)            # [H, T, n]
     joined = torch.cat(scores, dim=-1)                                         # [H, T, K]
     total = joined.shape[-1]
-    own = torch.arange(total - tokens, total, device=query.device)             # each token's own key
+    own = torch.arange(total - tokens, total, device=query.device)             # [T] own keys
     hidden = torch.arange(total, device=query.device)[None, :] > own[:, None]  # [T, K]
     joined = joined.masked_fill(hidden, float('-inf'))
     weights = joined.softmax(dim=-1, dtype=torch.promote_types(joined.dtype, torch.float32))
@@ -105,7 +109,8 @@ def attend_eager(span: SpanPlan, query: torch.Tensor, layer: int, scaling: float
     return weights.to(query.dtype) @ torch.cat(values, dim=1)
 
 
-def attend_grouped(span: SpanPlan, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
+def attend_grouped(span: SpanPlan, query: torch.Tensor, layer: int,
+                   scaling: float) -> torch.Tensor:
     """Grouped-query matmuls over the parts as they lie in memory. [H, T, D] → [H, T, D]."""
     heads, tokens, head_dim = query.shape
     kv_heads = span.block.shape.kv_heads

@@ -35,8 +35,9 @@ from tww_ros.video.pixels import Pixels
 class VideoLanguageModel:
     """Qwen3-VL as the engine sees it. Make one with `load_model`."""
 
-    def __init__(self, model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, *,
-                 name: str, scheme: Scheme, style: PromptStyle, quantization: str = 'none') -> None:
+    def __init__(self, model: Qwen3VLForConditionalGeneration,
+                 tokenizer: PreTrainedTokenizerBase, *, name: str, scheme: Scheme,
+                 style: PromptStyle, quantization: str = 'none') -> None:
         text = model.config.text_config
         self.hf = model.eval()
         self.tokenizer = tokenizer
@@ -46,8 +47,8 @@ class VideoLanguageModel:
         self.quantization = quantization
         self.device = model.device
         self.dtype = model.model.language_model.embed_tokens.weight.dtype
-        self.block_shape = BlockShape(text.num_hidden_layers, text.num_key_value_heads, text.head_dim,
-                                      self.dtype, self.device)
+        self.block_shape = BlockShape(text.num_hidden_layers, text.num_key_value_heads,
+                                      text.head_dim, self.dtype, self.device)
         vision = model.config.vision_config
         self.patch_size = vision.patch_size
         self.merge_size = vision.spatial_merge_size
@@ -68,9 +69,10 @@ class VideoLanguageModel:
     def describe(self) -> str:
         """One line for logs and status."""
         weights = sum(p.numel() * p.element_size() for p in self.hf.parameters())
-        return (f'{self.name}: {self.block_shape.layers} layers, {weights / 1e6:.1f} MB of weights '
-                f'({self.quantization}), {self.dtype} on {self.device}, positions {self.scheme}, '
-                f'prompts {self.style.name}, {self.block_shape.token_bytes} bytes of KV per token')
+        return (f'{self.name}: {self.block_shape.layers} layers, {weights / 1e6:.1f} MB of '
+                f'weights ({self.quantization}), {self.dtype} on {self.device}, positions '
+                f'{self.scheme}, prompts {self.style.name}, {self.block_shape.token_bytes} bytes '
+                'of KV per token')
 
     # Text
 
@@ -86,7 +88,8 @@ class VideoLanguageModel:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(ids, skip_special_tokens=True,
+                                     clean_up_tokenization_spaces=False)
 
     # Vision
 
@@ -139,7 +142,10 @@ class VideoLanguageModel:
 
     def _visual(self, spans: Sequence[Span], embeds: torch.Tensor
                 ) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
-        """Put vision tokens into the embeddings; the mask [1, N] and DeepStack features [V, E] per layer."""
+        """Put vision tokens into the embeddings.
+
+        Out: the mask [1, N], and DeepStack features [V, E] per layer.
+        """
         seen = [span.run for span in spans if span.run.visual is not None]
         if not seen:
             return None, None
@@ -162,7 +168,8 @@ class VideoLanguageModel:
             for part in span.view.parts:
                 if part.shift != shift:
                     shift = part.shift
-                    table = own if shift == 0 else self._rope.table(span.run.positions - shift, self.dtype)
+                    table = own if shift == 0 else self._rope.table(span.run.positions - shift,
+                                                                    self.dtype)
                     turns.append(Turn(table, []))
                 turns[-1].blocks.append((part.block, part.length))
             if shift != 0:
@@ -179,8 +186,12 @@ class VideoLanguageModel:
     # The stock forward, for baselines and tests
 
     @contextlib.contextmanager
-    def stock_attention(self, implementation: str = 'sdpa') -> Iterator[Qwen3VLForConditionalGeneration]:
-        """The same weights with transformers' own attention, e.g. for `generate()`; not while an engine runs."""
+    def stock_attention(self, implementation: str = 'sdpa'
+                        ) -> Iterator[Qwen3VLForConditionalGeneration]:
+        """The same weights with transformers' own attention, e.g. for `generate()`.
+
+        Not while an engine runs.
+        """
         text = self.hf.config.text_config
         text._attn_implementation = implementation
         try:
@@ -198,7 +209,7 @@ class VideoLanguageModel:
         literal = LITERAL_IDS.get(mark)
         vocabulary = self.hf.config.text_config.vocab_size
         if literal is None or literal >= vocabulary:
-            raise ModelError(f'{self.name}: the vocabulary of {vocabulary} tokens has no {mark!r}, which '
-                             f'{self.style.name!r} prompts need; use prompts="stock", or a checkpoint trained '
-                             'with it')
+            raise ModelError(f'{self.name}: the vocabulary of {vocabulary} tokens has no '
+                             f'{mark!r}, which {self.style.name!r} prompts need; use '
+                             'prompts="stock", or a checkpoint trained with it')
         return literal

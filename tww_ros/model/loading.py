@@ -44,7 +44,8 @@ SKIP_QUANTIZATION = ['lm_head', 'visual']
 
 
 def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtype: str = 'auto',
-               positions: str = 'auto', prompts: str = 'auto', seed: int = 0) -> VideoLanguageModel:
+               positions: str = 'auto', prompts: str = 'auto',
+               seed: int = 0) -> VideoLanguageModel:
     """Load a model by name.
 
     quantization: 'none', 'int8' or 'nf4'. device: 'auto' (CUDA when there is one), 'cpu', 'cuda',
@@ -61,8 +62,8 @@ def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtyp
         torch.bfloat16 if target.type == 'cuda' else torch.float32)
     marks: dict[str, str] = {}
     if name == 'embedded':
-        raise ModelError('this version ships no embedded model yet; use "tiny-random" (random weights) or a '
-                         'Qwen3-VL checkpoint directory')
+        raise ModelError('this version ships no embedded model yet; use "tiny-random" (random '
+                         'weights) or a Qwen3-VL checkpoint directory')
     if name == 'tiny-random':
         model, tokenizer = tiny_model(seed)
         if quantization == 'none':
@@ -79,8 +80,8 @@ def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtyp
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except Exception as error:
-            raise ModelError(f'{name}: the tokenizer cannot be read ({error}); expected tokenizer.json beside '
-                             'config.json') from error
+            raise ModelError(f'{name}: the tokenizer cannot be read ({error}); expected '
+                             'tokenizer.json beside config.json') from error
         model = _from_pretrained(source, quantization, target, kind)
     scheme = positions if positions != 'auto' else marks.get('positions', 'continuous')
     style = prompts if prompts != 'auto' else marks.get('prompts', 'stock')
@@ -103,8 +104,8 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ModelError(f'device: expected "auto", "cpu" or "cuda[:n]", got {name!r}') from error
     if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ModelError(f'device {name!r} was asked for, but torch {torch.__version__} sees no CUDA device; '
-                         'use device="cpu" or install a CUDA build of torch')
+        raise ModelError(f'device {name!r} was asked for, but torch {torch.__version__} sees no '
+                         'CUDA device; use device="cpu" or install a CUDA build of torch')
     return device
 
 
@@ -118,8 +119,9 @@ def _find(name: str) -> str:
         return str(path)
     looks_like_path = name.startswith(('/', '.', '~')) or name.count('/') != 1
     if looks_like_path or path.exists():
-        raise ModelError(f'no checkpoint at {name!r}: expected "tiny-random", a directory with config.json and '
-                         '*.safetensors, or a hub id such as "Qwen/Qwen3-VL-2B-Instruct"')
+        raise ModelError(f'no checkpoint at {name!r}: expected "tiny-random", a directory with '
+                         'config.json and *.safetensors, or a hub id such as '
+                         '"Qwen/Qwen3-VL-2B-Instruct"')
     return name
 
 
@@ -127,14 +129,15 @@ def _check_architecture(source: str) -> None:
     try:
         config = AutoConfig.from_pretrained(source)
     except Exception as error:
-        raise ModelError(f'{source}: its config cannot be read ({error}); check the name, the network and the '
-                         'files, or download it and pass the directory') from error
+        raise ModelError(f'{source}: its config cannot be read ({error}); check the name, the '
+                         'network and the files, or download it and pass the directory') from error
     if config.model_type != 'qwen3_vl':
-        raise ModelError(f'{source} is a {config.model_type!r} checkpoint; expected "qwen3_vl" (dense Qwen3-VL, '
-                         'for instance Qwen/Qwen3-VL-2B-Instruct)')
+        raise ModelError(f'{source} is a {config.model_type!r} checkpoint; expected "qwen3_vl" '
+                         '(dense Qwen3-VL, for instance Qwen/Qwen3-VL-2B-Instruct)')
 
 
-def _check_memory(source: str, quantization: str, device: torch.device, dtype: torch.dtype) -> None:
+def _check_memory(source: str, quantization: str, device: torch.device,
+                  dtype: torch.dtype) -> None:
     """Refuse before loading what cannot fit; only for local files, whose size is known."""
     if not Path(source).is_dir():
         return
@@ -143,11 +146,12 @@ def _check_memory(source: str, quantization: str, device: torch.device, dtype: t
     # vision tower.
     bytes_per_weight = {'none': dtype.itemsize, 'int8': 1.2, 'nf4': 0.7}[quantization]
     needed = stored / 2 * bytes_per_weight
-    free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
+    free = (torch.cuda.mem_get_info(device)[0] if device.type == 'cuda'
+            else psutil.virtual_memory().available)
     if needed > free:
-        raise ModelError(f'{source} needs about {needed / 1e9:.1f} GB on {device} with quantization='
-                         f'{quantization!r}, and {free / 1e9:.1f} GB are free; use quantization="nf4", a smaller '
-                         'checkpoint, or free memory')
+        raise ModelError(f'{source} needs about {needed / 1e9:.1f} GB on {device} with '
+                         f'quantization={quantization!r}, and {free / 1e9:.1f} GB are free; use '
+                         'quantization="nf4", a smaller checkpoint, or free memory')
 
 
 def _marks(source: str) -> dict[str, str]:
@@ -160,7 +164,8 @@ def _marks(source: str) -> dict[str, str]:
         _check('positions', marks.get('positions', 'continuous'), SCHEMES[1:])
         _check('prompts', marks.get('prompts', 'stock'), tuple(STYLES))
     except (ValueError, AttributeError, ModelError) as error:
-        raise ModelError(f'{file}: {error}; expected {{"positions": "decoupled", "prompts": "tww"}}') from error
+        raise ModelError(f'{file}: {error}; expected '
+                         '{"positions": "decoupled", "prompts": "tww"}') from error
     return marks
 
 
@@ -178,8 +183,9 @@ def _from_pretrained(source: str, quantization: str, device: torch.device,
         model = Qwen3VLForConditionalGeneration.from_pretrained(
             source, dtype=dtype, device_map={'': device}, **options)
     except Exception as error:
-        raise ModelError(f'{source}: the weights cannot be loaded with quantization={quantization!r} ({error}); '
-                         'check the *.safetensors files, or try quantization="none"') from error
+        raise ModelError(f'{source}: the weights cannot be loaded with '
+                         f'quantization={quantization!r} ({error}); check the *.safetensors '
+                         'files, or try quantization="none"') from error
     if quantization == 'nf4' and device.type == 'cpu' and dtype == torch.float32:
         # On CPUs with AVX512-BF16 bitsandbytes rounds activations to bfloat16 whatever dtype was
         # asked for, an error of 0.02 in the logits; float32 means float32, and dtype='bfloat16'
@@ -192,15 +198,16 @@ def _from_pretrained(source: str, quantization: str, device: torch.device,
 
 @torch.inference_mode()
 def _self_test(loaded: VideoLanguageModel) -> None:
-    """One product through the first language-model layer: quantized kernels may import and still not run."""
+    """One product through the first layer: quantized kernels may import and still not run."""
     layer = loaded.hf.model.language_model.layers[0].mlp
     probe = torch.ones(2, layer.gate_proj.in_features, device=loaded.device, dtype=loaded.dtype)
     try:
         finite = bool(torch.isfinite(layer(probe)).all())
     except Exception as error:
-        raise ModelError(f'{loaded.name}: the {loaded.quantization} kernels do not run on {loaded.device} '
-                         f'({error}); use quantization="none", or install a bitsandbytes built for this '
-                         'machine') from error
+        raise ModelError(f'{loaded.name}: the {loaded.quantization} kernels do not run on '
+                         f'{loaded.device} ({error}); use quantization="none", or install a '
+                         'bitsandbytes built for this machine') from error
     if not finite:
-        raise ModelError(f'{loaded.name}: the first layer gives values that are not finite with quantization='
-                         f'{loaded.quantization!r} and {loaded.dtype}; try another dtype')
+        raise ModelError(f'{loaded.name}: the first layer gives values that are not finite with '
+                         f'quantization={loaded.quantization!r} and {loaded.dtype}; try another '
+                         'dtype')

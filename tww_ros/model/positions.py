@@ -32,13 +32,13 @@ def patch_positions(rows: int, columns: int, start: int) -> tuple[np.ndarray, in
 
 
 class MRope:
-    """Rotation tables for one text configuration (interleaved M-RoPE, Qwen3-VL report section 2)."""
+    """Rotation tables for one text configuration (interleaved M-RoPE, Qwen3-VL report, 2)."""
 
     def __init__(self, config: Qwen3VLTextConfig, device: torch.device) -> None:
         rope = config.rope_parameters
         if rope.get('rope_type', 'default') != 'default':
-            raise ValueError(f'expected rope_type "default", got {rope["rope_type"]!r}: scaled RoPE is '
-                             'not supported')
+            raise ValueError(f'expected rope_type "default", got {rope["rope_type"]!r}: scaled '
+                             'RoPE is not supported')
         self.head_dim = config.head_dim
         half = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         # The model's own frequencies are float32; their values, not their formula, are the
@@ -52,7 +52,8 @@ class MRope:
         self._axis = axis
         self._device = device
 
-    def table(self, positions: np.ndarray, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def table(self, positions: np.ndarray, dtype: torch.dtype
+              ) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [T, D] at integer positions [3, T]."""
         angles = positions[self._axis].T * self._inv_freq                       # [T, D/2] float64
         angles = np.concatenate((angles, angles), axis=-1)                      # [T, D]

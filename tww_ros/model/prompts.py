@@ -1,9 +1,9 @@
-"""Every literal prompt of the package, for the two kinds of checkpoints.
+r"""Every literal prompt of the package, for the two kinds of checkpoints.
 
-    style    for                            note                              answer
-    stock    Qwen3-VL as released           a user turn that asks for it      a user turn, an assistant turn
-    tww      trained by Think While         [SEG THINK]\\nFocus: …<EOT>        \\n\\n[Q THINK]\\nReasoning: …
-             Watching                                                         \\nAnswer: …<EOQ>
+    style    for                       note                            answer
+    stock    Qwen3-VL as released      a user turn that asks for it    a user and an assistant turn
+    tww      trained by Think While    [SEG THINK]\nFocus: …<EOT>      \n\n[Q THINK]\nReasoning: …
+             Watching                                                  \nAnswer: …<EOQ>
 
 Source stream of both: `header`, then per temporal patch `<12.5 seconds>` and its vision tokens,
 then the question. Stock notes and rounds end with a closer that shuts the assistant's turn and

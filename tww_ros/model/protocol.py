@@ -1,4 +1,7 @@
-"""StepModel: what the engine needs of a model; `VideoLanguageModel` and `ScriptedModel` provide it."""
+"""StepModel: what the engine needs of a model.
+
+`VideoLanguageModel` and `ScriptedModel` provide it.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,11 @@ class VisionTokens:
 
 @dataclass(frozen=True)
 class TokenRun:
-    """ids [T], positions int64 [3, T], `end` = next free position; visual: bool [T], which ids are vision."""
+    """Tokens at their positions.
+
+    ids: [T]; positions: int64 [3, T]; end: the next free position; visual: bool [T], which ids
+    are vision.
+    """
 
     ids: tuple[int, ...]
     positions: np.ndarray

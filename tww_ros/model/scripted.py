@@ -4,9 +4,9 @@ It has the real interface (`model.protocol.StepModel`): byte tokenizer, spans, K
 marks; only the words are given. So an engine, a node or a planner can be tested for what it does
 with an answer, how it streams, cancels and times out, in a process without a network or a GPU.
 
-    ScriptedModel(answer='on the bench')                       every question gets this answer
-    ScriptedModel(answer=lambda question: question.upper())    the answer is made from the question's text
-    ScriptedModel(note='a red cup appears', step_delay_s=0.01) every step takes at least 10 ms
+    ScriptedModel(answer='on the bench')                          every question gets this answer
+    ScriptedModel(answer=lambda question: question.upper())       made from the question's text
+    ScriptedModel(note='a red cup appears', step_delay_s=0.01)    every step takes at least 10 ms
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class ScriptedModel:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text, special tokens left out."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(ids, skip_special_tokens=True,
+                                      clean_up_tokenization_spaces=False)
 
     def encode_patch(self, pixels: Pixels) -> VisionTokens:
         """As many vision tokens as Qwen3-VL would make."""
@@ -113,8 +114,9 @@ class ScriptedModel:
         if span.logits == 'all':
             # A choice: its next token is as scripted for as long as the choice agrees with the
             # script.
-            return torch.stack([self._likely(script.tokens[n] if script.tokens[:n] == ids[:n] else self._end)
-                                for n in range(1, len(ids) + 1)])
+            return torch.stack([
+                self._likely(script.tokens[n] if script.tokens[:n] == ids[:n] else self._end)
+                for n in range(1, len(ids) + 1)])
         script.written += 1
         return self._likely(script.tokens[script.written])[None]
 

@@ -1,4 +1,4 @@
-"""tiny-random: a seeded Qwen3-VL of five million parameters with a byte-level tokenizer, for tests.
+"""tiny-random: a seeded Qwen3-VL of five million parameters, byte-level tokenizer, for tests.
 
 The classes are transformers' own; only the sizes are small and the weights random, so its words
 mean nothing. The initial spread is larger than Qwen's 0.02 so that attention matters: a wrong mask
@@ -23,7 +23,8 @@ VOCABULARY = 320
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """256 bytes and Qwen's special tokens; decodes what it encodes, whatever the text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    ids = {char: i for i, char in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
@@ -33,23 +34,24 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """Four layers, eight query heads on two key-value heads, DeepStack on two levels."""
-    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)),
+                   strict=True))
     return Qwen3VLConfig(
         text_config={
             'vocab_size': VOCABULARY, 'hidden_size': 256, 'intermediate_size': 768,
-            'num_hidden_layers': 4, 'num_attention_heads': 8, 'num_key_value_heads': 2, 'head_dim': 32,
-            'initializer_range': 0.06, 'max_position_embeddings': 32_768,
+            'num_hidden_layers': 4, 'num_attention_heads': 8, 'num_key_value_heads': 2,
+            'head_dim': 32, 'initializer_range': 0.06, 'max_position_embeddings': 32_768,
             'rope_parameters': {'rope_type': 'default', 'rope_theta': 5_000_000.0,
                                 'mrope_section': [6, 5, 5], 'mrope_interleaved': True},
         },
         vision_config={
             'depth': 3, 'hidden_size': 128, 'intermediate_size': 256, 'num_heads': 4,
-            'out_hidden_size': 256, 'num_position_embeddings': 256, 'deepstack_visual_indexes': [0, 1],
-            'initializer_range': 0.06,
+            'out_hidden_size': 256, 'num_position_embeddings': 256,
+            'deepstack_visual_indexes': [0, 1], 'initializer_range': 0.06,
         },
         image_token_id=ids['<|image_pad|>'], video_token_id=ids[prompts.VIDEO_PAD],
-        vision_start_token_id=ids[prompts.VISION_START], vision_end_token_id=ids[prompts.VISION_END],
-        tie_word_embeddings=True,
+        vision_start_token_id=ids[prompts.VISION_START],
+        vision_end_token_id=ids[prompts.VISION_END], tie_word_embeddings=True,
     )
 
 
