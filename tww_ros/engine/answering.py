@@ -36,9 +36,9 @@ def question_ids(model: StepModel, question: Question) -> list[int]:
     return model.encode_user(text) + model.encode(model.style.question_tail)
 
 
-def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessions: Sessions, session: Session,
-           sink: Entry, seen: list[Resident]) -> Program[None]:
-    """Answer one question; `seen` is what memory held when it was asked, oldest first and never empty."""
+def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessions: Sessions,
+           session: Session, sink: Entry, seen: list[Resident]) -> Program[None]:
+    """Answer one question; `seen`: what memory held when it was asked, oldest first, not empty."""
     question, style, chunk = pending.question, model.style, config.step.chunk_tokens
     pending.started_s = time.monotonic()
     placed = [(item.place, item.entry) for item in seen] + session.entries()
@@ -64,7 +64,8 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
         if prefix:
             own.append(Entry(block, 'target'))
         options = [model.encode_user(choice) for choice in question.choices]
-        scores, blocks = yield from score(model, [*entries, *own], logits, options, closer[0], chunk)
+        scores, blocks = yield from score(model, [*entries, *own], logits, options, closer[0],
+                                          chunk)
         probabilities = tuple(torch.tensor(scores, dtype=torch.float64).softmax(0).tolist())
         best = max(range(len(scores)), key=scores.__getitem__)
         written, finish_reason, text = options[best], 'choice', question.choices[best]
@@ -120,7 +121,7 @@ class _Stream:
 
 
 def _evidence(view: View, seen: list[Resident], mass: torch.Tensor) -> tuple[Evidence, ...]:
-    """Segments by their share of the attention mass, the highest first; note and video counted together."""
+    """Segments by their share of the attention mass, highest first; note and video together."""
     total = float(mass.sum()) or 1.0
     records = {item.record.id: item.record for item in seen}
     shares = dict.fromkeys(records, 0.0)

@@ -1,7 +1,8 @@
 """Engine: watches, remembers and answers; the only owner of threads and locks.
 
-    push ──▶ watcher thread (sampler, segments, pixels, vision tower) ──▶ inbox ──▶ reasoner thread (steps)
-    ask  ──▶ a mark in the same queue ─────────────────────────────────────▶        memory bank, sessions
+    push ──▶ watcher thread (sampler, segments, ──▶ inbox ──▶ reasoner thread (steps),
+             pixels, vision tower)                            memory bank, sessions
+    ask  ──▶ a mark in the same queue ──────────▶
 
 In: frames and questions, from any thread. Out: answers, notes, counters. It knows nothing of ROS.
 
@@ -44,7 +45,7 @@ CHARACTERS_PER_TOKEN = 16
 
 
 class Engine:
-    """One model, one memory, two threads. Use it as a context manager, or call start() and close()."""
+    """One model, one memory, two threads. A context manager, or call start() and close()."""
 
     def __init__(self, model: StepModel, config: EngineConfig | None = None, *,
                  on_note: Callable[[Note], None] | None = None,
@@ -56,8 +57,8 @@ class Engine:
         self.memory = MemoryBank(self.config.memory)
         self._sessions = Sessions(self.config.answer)
         self._counters = Counters()
-        self._reasoner = Reasoner(model, self.memory, self._sessions, self.config, self._counters,
-                                  _guarded(on_note), _guarded(on_segment))
+        self._reasoner = Reasoner(model, self.memory, self._sessions, self.config,
+                                  self._counters, _guarded(on_note), _guarded(on_segment))
         self._watcher = Watcher(model, self._reasoner, self.config, self._counters)
         self._state = 'new'
         self._state_lock = threading.Lock()
@@ -73,7 +74,7 @@ class Engine:
         return self
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Stop both threads; open questions fail. False when a thread did not end within `timeout_s`."""
+        """Stop both threads; open questions fail. False when a thread did not end in time."""
         with self._state_lock:
             self._state = 'closed'
         end_s = time.monotonic() + timeout_s
@@ -91,7 +92,10 @@ class Engine:
     # Watching
 
     def push(self, frame: Frame) -> bool:
-        """Take a frame; never blocks. True if accepted (a full queue drops its oldest frame), False when closed."""
+        """Take a frame; never blocks. True if accepted, False when closed.
+
+        A full queue drops its oldest frame.
+        """
         return self._state == 'running' and self._watcher.push(frame)
 
     def feed(self, frame: Frame, timeout_s: float = 60.0) -> bool:
@@ -99,20 +103,24 @@ class Engine:
         return self._state == 'running' and self._watcher.feed(frame, timeout_s)
 
     def drain(self, timeout_s: float = 60.0) -> bool:
-        """Wait until all pushed frames are in memory and noted; closes the open segments. False on timeout."""
+        """Wait until all pushed frames are in memory and noted; False on timeout.
+
+        Closes the open segments.
+        """
         self._check_running()
         done = threading.Event()
         self._watcher.mark(DrainItem(done))
         end_s = time.monotonic() + timeout_s
         while not done.wait(min(0.1, max(0.0, end_s - time.monotonic()))):
-            if time.monotonic() >= end_s or self._state != 'running' or not self._reasoner.alive:
+            if (time.monotonic() >= end_s or self._state != 'running'
+                    or not self._reasoner.alive):
                 return False
         return True
 
     # Asking
 
     def ask(self, question: Question) -> PendingAnswer:
-        """Ask; returns at once. Raises QuestionError (or a subclass) when it cannot be answered as asked."""
+        """Ask; returns at once. Raises QuestionError when it cannot be answered as asked."""
         self._check_running()
         self._check_question(question)
         pending = PendingAnswer(question)
@@ -120,7 +128,8 @@ class Engine:
         self._watcher.mark(QuestionItem(pending))
         return pending
 
-    def ask_stream(self, question: Question, timeout_s: float | None = None) -> Iterator[AnswerPiece]:
+    def ask_stream(self, question: Question,
+                   timeout_s: float | None = None) -> Iterator[AnswerPiece]:
         """Ask, and yield the answer piece by piece; the last piece carries the Answer."""
         return self.ask(question).pieces(timeout_s)
 
@@ -137,29 +146,32 @@ class Engine:
             frames_received=c.frames_received, frames_watched=c.frames_watched,
             frames_skipped=c.frames_skipped, frames_dropped=c.frames_dropped,
             frames_rejected=c.frames_rejected, frames_waiting=max(0, waiting),
-            epochs=self._watcher.epoch + 1, segments=len(self.memory) + self._reasoner.open_segments,
+            epochs=self._watcher.epoch + 1,
+            segments=len(self.memory) + self._reasoner.open_segments,
             notes_written=c.notes_written, notes_skipped=c.notes_skipped,
             notes_waiting=self._reasoner.notes_waiting, answers_done=c.answers_done,
             answers_failed=c.answers_failed, answers_cancelled=c.answers_cancelled,
             answers_active=self._reasoner.active,
             answers_waiting=max(0, self._reasoner.asked - self._reasoner.active),
             sessions=len(self._sessions), steps=c.steps, step_tokens=c.step_tokens,
-            memory_bytes=self.memory.nbytes, memory_tokens=self.memory.tokens, newest_ns=c.newest_ns,
-            ingest_lag_s=c.ingest_lag_s, last_error=c.last_error)
+            memory_bytes=self.memory.nbytes, memory_tokens=self.memory.tokens,
+            newest_ns=c.newest_ns, ingest_lag_s=c.ingest_lag_s, last_error=c.last_error)
 
     def _check_running(self) -> None:
         if self._state != 'running':
-            raise EngineClosedError(f'the engine is {self._state}; call start() or use it in a with statement')
+            raise EngineClosedError(f'the engine is {self._state}; call start() or use it in a '
+                                    'with statement')
         if not self._reasoner.alive:
-            raise EngineClosedError(f'the reasoner has ended ({self._counters.last_error}); make a new engine')
+            raise EngineClosedError(f'the reasoner has ended ({self._counters.last_error}); make '
+                                    'a new engine')
 
     def _check_question(self, question: Question) -> None:
         limits = self.config.answer
         characters = len(question.text) + sum(map(len, question.choices))
         if characters > limits.max_question_tokens * CHARACTERS_PER_TOKEN:
             raise QuestionError(f'the question is too long: {characters} characters, and at most '
-                                f'{limits.max_question_tokens} tokens are read; shorten it, or raise '
-                                'answer.max_question_tokens')
+                                f'{limits.max_question_tokens} tokens are read; shorten it, or '
+                                'raise answer.max_question_tokens')
         tokens = len(question_ids(self.model, question))
         if tokens > limits.max_question_tokens:
             raise QuestionError(f'the question is too long: {tokens} tokens, at most '
@@ -168,13 +180,14 @@ class Engine:
         cameras = self._watcher.cameras
         unknown = sorted(set(question.cameras) - cameras)
         if unknown:
-            raise UnknownCameraError(f'no frame has come from camera {", ".join(unknown)}; cameras seen: '
-                                     f'{", ".join(sorted(cameras)) or "none"}')
+            raise UnknownCameraError(f'no frame has come from camera {", ".join(unknown)}; '
+                                     f'cameras seen: {", ".join(sorted(cameras)) or "none"}')
         if not cameras:
-            raise NothingSeenError('no frame has arrived yet; check the camera topic, or ask later')
+            raise NothingSeenError('no frame has arrived yet; check the camera topic, or ask '
+                                   'later')
         if self._reasoner.asked >= limits.max_waiting:
-            raise BusyError(f'{limits.max_waiting} questions are waiting or being answered already; ask later, or '
-                            'raise answer.max_waiting')
+            raise BusyError(f'{limits.max_waiting} questions are waiting or being answered '
+                            'already; ask later, or raise answer.max_waiting')
 
 
 def _guarded(listener: Callable[[Any], None] | None) -> Callable[[Any], None]:

@@ -57,23 +57,24 @@ class Job:
 def prefill(block: KVBlock, view: View, ids: list[int], chunk: int, *,
             logits: Literal['none', 'last'] = 'last', mass: torch.Tensor | None = None
             ) -> Program[torch.Tensor | None]:
-    """Append `ids` to `block`, at most `chunk` a step; returns the last token's logits [1, vocab]."""
+    """Append `ids` to `block`, at most `chunk` a step; returns the last logits [1, vocab]."""
     run = TokenRun.text(ids, block.end)
     result: Logits = [None]
     for first in range(0, len(run), chunk):
         last = min(len(run), first + chunk)
         wanted = logits if last == len(run) else 'none'
-        result = yield [Span(block, view, run.cut(first, last), wanted, mass if wanted == 'last' else None)]
+        result = yield [Span(block, view, run.cut(first, last), wanted,
+                             mass if wanted == 'last' else None)]
     return result[0]
 
 
 def generate(block: KVBlock, view: View, logits: torch.Tensor, *, ends: frozenset[int],
              max_new_tokens: int, on_tokens: Callable[[list[int]], None] = lambda ids: None,
              mass: torch.Tensor | None = None) -> Program[tuple[list[int], str]]:
-    """Decode greedily from `logits` [1, vocab] until a mark or the cap; returns (ids, 'stop' or 'length').
+    """Decode greedily from `logits` [1, vocab] until a mark or the cap.
 
-    The mark is not among the ids. The last id's keys are in `block` after 'stop', and not after
-    'length'.
+    Returns (ids, 'stop' or 'length'). The mark is not among the ids. The last id's keys are in
+    `block` after 'stop', and not after 'length'.
     """
     ids: list[int] = []
     while True:
@@ -87,9 +88,10 @@ def generate(block: KVBlock, view: View, logits: torch.Tensor, *, ends: frozense
         logits, = yield [Span(block, view, TokenRun.text([token], block.end), 'last', mass)]
 
 
-def score(model: StepModel, entries: list[Entry], logits: torch.Tensor, choices: list[list[int]], end: int,
+def score(model: StepModel, entries: list[Entry], logits: torch.Tensor,
+          choices: list[list[int]], end: int,
           budget: int) -> Program[tuple[list[float], list[KVBlock]]]:
-    """Log-probability of each choice as a whole text, `end` mark included, and the block that holds it.
+    """Log-probability of each choice as a whole text, `end` mark included, and its block.
 
     Every choice is a short branch behind the same `entries`, whose keys are computed once; as many
     as fit into `budget` tokens share a step. logits: [1, vocab] behind the entries, for every

@@ -18,9 +18,10 @@ from tww_ros.model.protocol import StepModel
 from tww_ros.types import Note
 
 
-def write_note(model: StepModel, config: EngineConfig, bank: MemoryBank, record: SegmentRecord, sink: Entry,
-               seen: list[Resident], on_note: Callable[[Note], None]) -> Program[None]:
-    """Write the note of `record`; `seen` holds its segments and the notes before it, oldest first."""
+def write_note(model: StepModel, config: EngineConfig, bank: MemoryBank, record: SegmentRecord,
+               sink: Entry, seen: list[Resident],
+               on_note: Callable[[Note], None]) -> Program[None]:
+    """Write the note of `record`; `seen`: its segments and the notes before it, oldest first."""
     style, chunk = model.style, config.step.chunk_tokens
     started_s = time.monotonic()
     view = lay_out([sink, *(item.entry for item in seen)], model.scheme)
@@ -34,7 +35,8 @@ def write_note(model: StepModel, config: EngineConfig, bank: MemoryBank, record:
         closer = [ids[-1], *closer]
     yield from prefill(block, view, closer, chunk, logits='none')
     block.seal()
-    note = Note(record.id, record.camera, record.start_ns, record.end_ns, style.clean_note(model.decode(ids)),
-                len(ids), finish_reason, time.monotonic() - started_s)
+    note = Note(record.id, record.camera, record.start_ns, record.end_ns,
+                style.clean_note(model.decode(ids)), len(ids), finish_reason,
+                time.monotonic() - started_s)
     bank.attach_note(record, note, block)
     on_note(note)

@@ -44,7 +44,7 @@ class PendingAnswer:
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> Answer:
-        """The answer; raises its error, or concurrent.futures.TimeoutError after `timeout` seconds."""
+        """The answer; raises its error, or concurrent.futures.TimeoutError after `timeout` s."""
         return self._future.result(timeout)
 
     def error(self) -> BaseException | None:
@@ -57,7 +57,10 @@ class PendingAnswer:
             return ''.join(piece.text for piece in self._pieces)
 
     def pieces(self, timeout_s: float | None = None) -> Iterator[AnswerPiece]:
-        """Pieces as they come, the last one with the Answer; TimeoutError when none comes for `timeout_s`."""
+        """Pieces as they come, the last one with the Answer.
+
+        TimeoutError when none comes for `timeout_s`.
+        """
         for index in itertools.count():
             with self._changed:
                 arrived = self._changed.wait_for(
@@ -74,7 +77,8 @@ class PendingAnswer:
 
     def cancel(self) -> bool:
         """Stop the answer within one step; False when it was complete already."""
-        return self.fail(CancelledError(f'the question {_short(self.question.text)!r} was cancelled'))
+        return self.fail(CancelledError(
+            f'the question {_short(self.question.text)!r} was cancelled'))
 
     def queue_position(self) -> int:
         """Questions in front of this one; 0 = being answered, or done."""
@@ -89,7 +93,7 @@ class PendingAnswer:
             listener(piece)
 
     def add_done_callback(self, listener: Callable[[PendingAnswer], None]) -> None:
-        """Call `listener` when the answer is complete or has failed; at once when it is so already."""
+        """Call `listener` when the answer is complete or has failed; at once if it is already."""
         with self._changed:
             if not self.done():
                 self._done_listeners.append(listener)
@@ -117,8 +121,9 @@ class PendingAnswer:
         if not limit_s or now_s - self.asked_s < limit_s:
             return False
         return self.fail(AnswerTimeoutError(
-            f'no complete answer within {limit_s:g} s (waited for {self.queue_position()} questions in front, wrote '
-            f'{len(self.text())} characters); allow more time or ask for fewer tokens'))
+            f'no complete answer within {limit_s:g} s (waited for {self.queue_position()} '
+            f'questions in front, wrote {len(self.text())} characters); allow more time or ask '
+            'for fewer tokens'))
 
     def _finish(self, settle: Callable[[], None], piece: AnswerPiece | None) -> bool:
         with self._changed:

@@ -28,7 +28,10 @@ from tww_ros.video.segmentation import SegmentKey
 
 @dataclass(frozen=True)
 class PatchItem:
-    """One temporal patch, encoded. time_s counts from the start of its epoch; pushed_s is this machine's clock."""
+    """One temporal patch, encoded.
+
+    time_s counts from the start of its epoch; pushed_s is this machine's clock.
+    """
 
     key: SegmentKey
     time_s: float
@@ -71,7 +74,8 @@ class Reader:
         self._item: PatchItem | None = None
         self._run: TokenRun | None = None
         self._read = 0
-        self._vision_marks = [model.encode(mark) for mark in (prompts.VISION_START, prompts.VISION_END)]
+        self._vision_marks = [model.encode(mark)
+                              for mark in (prompts.VISION_START, prompts.VISION_END)]
 
     @property
     def busy(self) -> bool:
@@ -100,7 +104,8 @@ class Reader:
         if self._item is None:
             return None
         reading = self._open[self._item.key]
-        chunk = self._run.cut(self._read, min(len(self._run), self._read + self._config.step.chunk_tokens))
+        chunk = self._run.cut(self._read, min(len(self._run),
+                                              self._read + self._config.step.chunk_tokens))
         return Span(reading.record.block, reading.view, chunk)
 
     def advance(self, tokens: int) -> PatchItem | None:
@@ -151,7 +156,7 @@ class Reader:
         return reading
 
     def _patch_run(self, item: PatchItem, start: int, first: bool) -> TokenRun:
-        """`<12.5 seconds>` + vision start + vision tokens + vision end, as the stock processor lays them out."""
+        """`<12.5 seconds>`, vision start, vision tokens, vision end: the stock layout."""
         vision = item.vision
         text = prompts.timestamp(item.time_s)
         if first and self._config.watch.label_cameras:

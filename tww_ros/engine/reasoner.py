@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QuestionItem:
-    """A question at its place in the stream: everything before it in the inbox is visible to it."""
+    """A question at its place in the stream: it sees everything before it in the inbox."""
 
     pending: PendingAnswer
 
@@ -81,7 +81,7 @@ class _Answering:
 
 @dataclass(eq=False)
 class _Noting:
-    """A note waiting or under way; `seen` is fixed when the segment closes, the notes when writing begins."""
+    """A note waiting or under way; what it sees is fixed when writing begins."""
 
     record: SegmentRecord
     job: Job | None = None
@@ -90,8 +90,8 @@ class _Noting:
 class Reasoner:
     """Runs the step loop in its own thread."""
 
-    def __init__(self, model: StepModel, bank: MemoryBank, sessions: Sessions, config: EngineConfig,
-                 counters: Counters, on_note: Callable[[Note], None],
+    def __init__(self, model: StepModel, bank: MemoryBank, sessions: Sessions,
+                 config: EngineConfig, counters: Counters, on_note: Callable[[Note], None],
                  on_segment: Callable[[SegmentInfo], None]) -> None:
         self._model = model
         self._bank = bank
@@ -135,7 +135,7 @@ class Reasoner:
             return not self._stopping
 
     def register(self, pending: PendingAnswer) -> None:
-        """Watch over a question from the moment it is asked: its deadline, its place in the queue."""
+        """Watch over a question from the moment it is asked: its deadline, its place in line."""
         with self._changed:
             if self._stopping:
                 raise EngineClosedError('the engine is closed; start a new one before asking')
@@ -169,7 +169,10 @@ class Reasoner:
         return self._reader.open_segments
 
     def stop(self, timeout_s: float) -> bool:
-        """End the loop after the step under way; open questions fail. False when the thread did not end."""
+        """End the loop after the step under way; open questions fail.
+
+        False when the thread did not end.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -216,7 +219,8 @@ class Reasoner:
                 self._stopping = True
                 self._changed.notify_all()
             for pending in list(self._asked.values()):
-                pending.fail(EngineClosedError('the engine stopped before the answer was complete; see its log'))
+                pending.fail(EngineClosedError(
+                    'the engine stopped before the answer was complete; see its log'))
 
     def _sleep(self) -> bool:
         """Wait for news or for the nearest deadline; False when stopping."""
@@ -283,8 +287,8 @@ class Reasoner:
             return
         question, memory = pending.question, self._config.memory
         seen = self._bank.resident(epoch=self._reader.epoch, tokens=memory.resident_tokens,
-                                   note_tokens=memory.resident_note_tokens, cameras=question.cameras,
-                                   window=question.window)
+                                   note_tokens=memory.resident_note_tokens,
+                                   cameras=question.cameras, window=question.window)
         if not seen:
             where = f' of {", ".join(question.cameras)}' if question.cameras else ''
             when = ' in the window asked about' if question.window else ''
@@ -301,8 +305,8 @@ class Reasoner:
                 continue
             self._waiting.remove(waiting)
             waiting.session.busy = True
-            program = answer(self._model, self._config, waiting.pending, self._sessions, waiting.session,
-                             Entry(self._reader.sink, 'source'), waiting.seen)
+            program = answer(self._model, self._config, waiting.pending, self._sessions,
+                             waiting.session, Entry(self._reader.sink, 'source'), waiting.seen)
             try:
                 self._answers.append(_Answering(waiting.pending, waiting.session, Job(program)))
             except Exception as error:
@@ -329,7 +333,8 @@ class Reasoner:
     def _pack(self) -> list[tuple[object, list[Span]]]:
         """What the next step computes: answers first, then reading, then the note."""
         for answering in list(self._answers):
-            if answering.job.done or (answering.pending.done() and answering.pending.error() is not None):
+            if answering.job.done or (answering.pending.done()
+                                      and answering.pending.error() is not None):
                 self._end(answering)
         work: list[tuple[object, list[Span]]] = [(a, a.job.spans) for a in self._answers]
         chunk = self._reader.span()
@@ -399,8 +404,9 @@ class Reasoner:
     def _fail(self, pending: PendingAnswer, error: Exception) -> None:
         self._report('a question could not be answered', error)
         if not isinstance(error, TwwError):
-            error = QuestionError(f'the question could not be answered: {type(error).__name__}: {error}; ask for '
-                                  'less (a shorter window, fewer tokens), or see the log')
+            error = QuestionError(f'the question could not be answered: {type(error).__name__}: '
+                                  f'{error}; ask for less (a shorter window, fewer tokens), or '
+                                  'see the log')
         pending.fail(error)
 
     def _report(self, what: str, error: Exception) -> None:

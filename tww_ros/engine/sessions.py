@@ -21,7 +21,7 @@ Place = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Round:
-    """One question and its answer. `after` = order of the newest segment that the question could see."""
+    """One question and its answer; `after` = order of the newest segment that it could see."""
 
     after: int
     entries: tuple[Entry, ...]
@@ -42,7 +42,7 @@ class Session:
     busy: bool = False
 
     def entries(self) -> list[tuple[Place, Entry]]:
-        """Every block of the earlier rounds with its place: behind the segment and the note it came after."""
+        """Every block of the earlier rounds with its place: behind the segment it came after."""
         return [((past.after, 2, number, part), entry)
                 for number, past in enumerate(self.rounds, start=self.forgotten)
                 for part, entry in enumerate(past.entries)]
@@ -64,7 +64,8 @@ class Sessions:
         with self._lock:
             session = self._sessions.setdefault(name, Session(name))
             self._sessions.move_to_end(name)
-            idle = [old for old, other in self._sessions.items() if not other.busy and other is not session]
+            idle = [old for old, other in self._sessions.items()
+                    if not other.busy and other is not session]
             for old in idle[:max(0, len(self._sessions) - self._config.max_sessions)]:
                 del self._sessions[old]
             return session
@@ -81,4 +82,5 @@ class Sessions:
         with self._lock:
             if self._sessions.pop(name, None) is None:
                 known = ', '.join(map(repr, self._sessions)) or 'none'
-                raise UnknownSessionError(f'there is no session {name!r} to close; open sessions: {known}')
+                raise UnknownSessionError(f'there is no session {name!r} to close; open sessions: '
+                                          f'{known}')

@@ -38,7 +38,8 @@ class _Arrived:
 class Watcher:
     """Samples, cuts and encodes frames."""
 
-    def __init__(self, model: StepModel, reasoner: Reasoner, config: EngineConfig, counters: Counters) -> None:
+    def __init__(self, model: StepModel, reasoner: Reasoner, config: EngineConfig,
+                 counters: Counters) -> None:
         self._model = model
         self._reasoner = reasoner
         self._config = config
@@ -77,10 +78,11 @@ class Watcher:
             return True
 
     def feed(self, frame: Frame, timeout_s: float) -> bool:
-        """Take a frame as soon as there is room; False when there was none in time, or when stopped."""
+        """Take a frame as soon as there is room; False when there was none in time, or stopped."""
         with self._changed:
             room = self._changed.wait_for(
-                lambda: self._stopping or self._frames < self._config.watch.queue_frames, timeout_s)
+                lambda: self._stopping or self._frames < self._config.watch.queue_frames,
+                timeout_s)
             if not room or self._stopping:
                 return False
             self._enqueue(frame)
@@ -132,7 +134,8 @@ class Watcher:
         with self._changed:
             while not self._queue and not self._stopping:
                 waits = live and any(s.open is not None for s in self._intake.segmenters.values())
-                if not self._changed.wait(self._config.watch.idle_close_s if waits else None) and waits:
+                limit_s = self._config.watch.idle_close_s if waits else None
+                if not self._changed.wait(limit_s) and waits:
                     return None
             if self._stopping:
                 return None
@@ -170,8 +173,10 @@ class Watcher:
             try:
                 vision = self._model.encode_patch(to_pixels(
                     [frame.image for frame in frames], patch_size=self._model.patch_size,
-                    merge_size=self._model.merge_size, temporal_patch_size=self._model.temporal_patch_size,
-                    min_pixels=self._config.watch.min_pixels, max_pixels=self._config.watch.max_pixels))
+                    merge_size=self._model.merge_size,
+                    temporal_patch_size=self._model.temporal_patch_size,
+                    min_pixels=self._config.watch.min_pixels,
+                    max_pixels=self._config.watch.max_pixels))
             except Exception as error:
                 self._counters.add(frames_rejected=len(frames))
                 self._report(f'camera {frames[0].camera!r}: a patch could not be encoded', error)
@@ -179,8 +184,9 @@ class Watcher:
             if not self._reasoner.wait_for_room():
                 return
             self._reasoner.put(PatchItem(
-                event.segment_key, self._intake.clock.seconds(event.patch.stamp_ns), frames[0].stamp_ns,
-                frames[-1].stamp_ns, len(frames), vision, frames[-1].pose, self._pushed_s))
+                event.segment_key, self._intake.clock.seconds(event.patch.stamp_ns),
+                frames[0].stamp_ns, frames[-1].stamp_ns, len(frames), vision, frames[-1].pose,
+                self._pushed_s))
 
     def _report(self, what: str, error: Exception) -> None:
         self._counters.last_error = f'{what}: {type(error).__name__}: {error}'
