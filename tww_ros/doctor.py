@@ -5,7 +5,7 @@ extension modules built against another NumPy) runs in a child process with a ti
 fault is a finding and not the end of the doctor. Things are used, not only imported: bitsandbytes
 imports on machines where its first 4-bit product fails, cv_bridge where its first conversion does.
 
-    ok   works        warn   an optional part is missing        fail   needed, or installed and broken
+    ok   works     warn   an optional part is missing     fail   needed, or installed and broken
 """
 
 from __future__ import annotations

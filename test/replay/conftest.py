@@ -1,8 +1,6 @@
-"""Small videos made on the fly, and the real ones where TWW_SAMPLE_VIDEOS names their folder."""
+"""Small videos made on the fly."""
 
-import os
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,12 +38,3 @@ def write_video(path, frames=25, fps=Fraction(10), size=SIZE, codec='mpeg4', sta
 def video(tmp_path_factory):
     """25 frames, 10 per second, 64×48."""
     return write_video(tmp_path_factory.mktemp('video') / 'small.mp4')
-
-
-@pytest.fixture(scope='session')
-def sample_videos():
-    folder = os.environ.get('TWW_SAMPLE_VIDEOS')
-    if not folder:
-        pytest.skip('TWW_SAMPLE_VIDEOS is not set (folder with bikes.mp4 and others; scripts/test '
-                    'sets it)')
-    return Path(folder)

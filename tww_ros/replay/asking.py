@@ -20,7 +20,7 @@ from rich.table import Table
 
 from tww_ros.config import EngineConfig, WatchConfig
 from tww_ros.errors import ReplayError
-from tww_ros.replay.questions import TimedAnswer, ask_video, pair_questions
+from tww_ros.replay.questions import TimedAnswer, ask_video, check_times, pair_questions
 from tww_ros.replay.sheet import Strip, contact_sheet
 from tww_ros.replay.video import VideoInfo, video_info
 from tww_ros.types import NS_PER_S, Frame, Note, SegmentInfo
@@ -55,6 +55,7 @@ def ask_and_print(options: AskOptions) -> int:
     questions = pair_questions(options.texts, options.times_s, choices=options.choices,
                                session=options.session, max_new_tokens=options.max_new_tokens)
     info = video_info(options.video)
+    check_times(questions, info)
     if options.sheet and not options.sheet.absolute().parent.is_dir():
         raise ReplayError(f'{options.sheet}: there is no folder {options.sheet.absolute().parent}')
     from tww_ros import Engine, load_model

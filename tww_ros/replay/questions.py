@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tww_ros.errors import AnswerTimeoutError, QuestionError, ReplayError
-from tww_ros.replay.video import read_video, video_info
+from tww_ros.replay.video import VideoInfo, read_video, video_info
 from tww_ros.types import NS_PER_S, Answer, Frame, Question
 
 if TYPE_CHECKING:
@@ -67,6 +67,14 @@ def pair_questions(texts: Sequence[str], times_s: Sequence[float],
     return [TimedQuestion(at_s, Question(text=text, **options)) for at_s, text in pairs]
 
 
+def check_times(questions: Sequence[TimedQuestion], info: VideoInfo) -> None:
+    """ReplayError when a question's time lies beyond the end of the video, where that is known."""
+    for timed in questions:
+        if math.isfinite(timed.at_s) and 0 < info.duration_s < timed.at_s - _SLACK_S:
+            raise ReplayError(f'expected a time within the video (0 to {info.duration_s:.1f} s), '
+                              f'got {timed.at_s:g} s for {timed.question.text!r}')
+
+
 def ask_video(engine: Engine, video: str | Path, questions: Sequence[TimedQuestion], *,
               camera: str = 'camera', timeout_s: float = 600.0,
               on_frame: Callable[[Frame], None] | None = None) -> Iterator[TimedAnswer]:
@@ -76,12 +84,8 @@ def ask_video(engine: Engine, video: str | Path, questions: Sequence[TimedQuesti
     engine. on_frame: called with every frame fed. Raises ReplayError when the video cannot be
     read, ends before a question, or the engine does not keep up; the engine's errors pass through.
     """
+    check_times(questions, video_info(video))
     waiting = sorted(questions, key=lambda timed: timed.at_s)
-    duration_s = video_info(video).duration_s
-    for timed in waiting:
-        if math.isfinite(timed.at_s) and 0 < duration_s + _SLACK_S < timed.at_s:
-            raise ReplayError(f'expected a time within the video (0 to {duration_s:.1f} s), got '
-                              f'{timed.at_s:g} s for {timed.question.text!r}')
     seen_s = 0.0
     for frame in read_video(video, camera=camera):
         while waiting and frame.stamp_ns > waiting[0].at_s * NS_PER_S:
