@@ -9,8 +9,10 @@ reading, and nothing is shared between two threads inside the model.
 A question enters when everything that was seen before it has been read, and takes its snapshot of
 memory then; what is read while it is being answered is not in its view.
 
-With `step.deterministic` a step holds the spans of one job only. Linear layers round differently
-for different numbers of rows, so only then are results independent of timing, bit for bit.
+With `step.deterministic` a step holds the spans of one job only, and the inbox waits until all
+notes and answers are written. Linear layers round differently for different numbers of rows, and
+a question would see the notes that happen to be finished, so only then are results independent of
+timing, bit for bit.
 """
 
 from __future__ import annotations
@@ -237,7 +239,7 @@ class Reasoner:
         now_s = time.monotonic()
         for pending in list(self._asked.values()):
             pending.expired(now_s)
-        while not self._reader.busy:
+        while not self._reader.busy and not (self._config.step.deterministic and self._unfinished):
             with self._changed:
                 if not self._inbox:
                     break
@@ -256,6 +258,11 @@ class Reasoner:
             if last not in self._notes:
                 done.set()
         self._drains = [drain for drain in self._drains if not drain[1].is_set()]
+
+    @property
+    def _unfinished(self) -> bool:
+        """Whether a note or an answer is still to be written."""
+        return bool(self._notes or self._waiting or self._answers)
 
     def _take(self, item: Item) -> None:
         if isinstance(item, PatchItem):
