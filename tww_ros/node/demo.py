@@ -66,7 +66,8 @@ def run_demo(options: DemoOptions) -> int:
     if options.model == 'tiny-random':
         console.print(
             '[yellow]The model is tiny-random: real Qwen3-VL classes with random weights. Its '
-            'words mean nothing;\nwhat is real is everything else: frames, memory, timing, evidence. '
+            'words mean nothing;\nwhat is real is everything else: frames, memory, timing, '
+            'evidence. '
             'Use --model DIR for answers.[/]'
         )
     with tempfile.TemporaryDirectory(prefix='tww_demo_') as folder:
@@ -142,11 +143,13 @@ class _Show:
         status = self._client.status()
         self._console.print(
             f'\nframes  {sent} published, {status.frames_received} received, '
-            f'{status.frames_watched} in memory, {status.frames_skipped} skipped by the sampler, {status.frames_dropped} dropped'
+            f'{status.frames_watched} in memory, {status.frames_skipped} skipped by the sampler, '
+            f'{status.frames_dropped} dropped'
         )
         self._console.print(
             f'memory  {status.segments} segments, {status.notes_written} notes, '
-            f'{status.memory_tokens} tokens, {status.memory_bytes / 1e6:.1f} MB of keys and values; {status.steps} steps'
+            f'{status.memory_tokens} tokens, {status.memory_bytes / 1e6:.1f} MB of keys and '
+            f'values; {status.steps} steps'
         )
         return status.frames_dropped == 0 and status.frames_received == sent
 
@@ -164,7 +167,8 @@ class _Show:
         status = self._client.status()
         self._console.print(
             f'{self._at(from_time(status.newest))} [dim]watched[/] '
-            f'{status.frames_watched} frames in {status.segments} segments, {status.ingest_lag.nanosec / 1e6:.0f} ms from camera to '
+            f'{status.frames_watched} frames in {status.segments} segments, '
+            f'{status.ingest_lag.nanosec / 1e6:.0f} ms from camera to '
             'memory'
         )
 
@@ -197,13 +201,15 @@ class _Show:
         )
         self._console.print(
             f'         [dim]first token {answer.first_token_s * 1e3:.0f} ms, '
-            f'{answer.completion_tokens} tokens in {answer.total_s:.2f} s, {answer.reused_tokens} memory tokens reused, as of '
+            f'{answer.completion_tokens} tokens in {answer.total_s:.2f} s, '
+            f'{answer.reused_tokens} memory tokens reused, as of '
             f'{self._seconds(answer.as_of_ns):.1f} s; {grown} more frames in memory meanwhile[/]'
         )
         for evidence in answer.evidence[:3]:
             self._console.print(
                 f'         [dim]evidence: segment {evidence.segment_id}, '
-                f'{self._seconds(evidence.start_ns):.1f} to {self._seconds(evidence.end_ns):.1f} s, {evidence.score:.0%} of the attention[/]'
+                f'{self._seconds(evidence.start_ns):.1f} to {self._seconds(evidence.end_ns):.1f} '
+                f's, {evidence.score:.0%} of the attention[/]'
             )
         self._print_notes()
         self.answers.append(answer)
