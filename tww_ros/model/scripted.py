@@ -7,10 +7,15 @@ with an answer, how it streams, cancels and times out, in a process without a ne
     ScriptedModel(answer='on the bench')                          every question gets this answer
     ScriptedModel(answer=lambda question: question.upper())       made from the question's text
     ScriptedModel(note='a red cup appears', step_delay_s=0.01)    every step takes at least 10 ms
+    ScriptedModel(before_step=lambda spans: gate.wait(5))         every step waits for a gate
+
+`before_step` is called with the spans of each step, on the thread that takes it, before anything
+is computed: it may look on, hold the step, or raise to make it fail.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +43,8 @@ class ScriptedModel:
     """Says `answer` to every question and `note` about every segment."""
 
     def __init__(self, answer: str | Callable[[str], str] = 'yes', note: str = 'nothing new',
-                 step_delay_s: float = 0.0, positions: Scheme = 'continuous') -> None:
+                 step_delay_s: float = 0.0, positions: Scheme = 'continuous',
+                 before_step: Callable[[Sequence[Span]], None] = lambda spans: None) -> None:
         self.name = 'scripted'
         self.scheme = positions
         self.style = prompts.STOCK
@@ -50,7 +56,11 @@ class ScriptedModel:
         self._answer = answer if callable(answer) else lambda _: answer
         self._note = note
         self._step_delay_s = step_delay_s
+        self._before_step = before_step
         self._tokenizer = byte_tokenizer()
+        # Whether special tokens are split is a switch inside the tokenizer, which callers of
+        # ask() and the engine's threads would turn under each other.
+        self._tokenizing = threading.Lock()
         self.video_pad_id, self._end, text_end = self._tokenizer.convert_tokens_to_ids(
             [prompts.VIDEO_PAD, prompts.IM_END, prompts.END_OF_TEXT])
         self.note_ends = self.answer_ends = frozenset((self._end, text_end))
@@ -67,11 +77,14 @@ class ScriptedModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, special tokens recognised."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        with self._tokenizing:
+            return self._tokenizer.encode(text, add_special_tokens=False)
 
     def encode_user(self, text: str) -> list[int]:
         """Token ids, special tokens read as characters."""
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        with self._tokenizing:
+            return self._tokenizer.encode(text, add_special_tokens=False,
+                                          split_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text, special tokens left out."""
@@ -89,10 +102,22 @@ class ScriptedModel:
 
     def step(self, spans: Sequence[Span]) -> list[torch.Tensor | None]:
         """Logits that make greedy decoding write the script."""
+        self._before_step(spans)
         if self._step_delay_s:
             time.sleep(self._step_delay_s)
+        # First what may fail, so that a failed step has changed nothing, as with the real model.
+        for span in spans:
+            self._script(span)
         self.steps += 1
         return [self._span(span) for span in spans]
+
+    def _script(self, span: Span) -> None:
+        """Ask what is to be said when this span completes a prompt."""
+        tail = len(self._tail)
+        prompt = [*self._prompts.get(span.block, ()), *span.run.ids]
+        if span.logits != 'none' and prompt[-tail:] == self._tail:
+            words = self._words(self.decode(prompt[:-tail]))
+            self._scripts[span.block] = _Script([*self.encode_user(words), self._end])
 
     def _span(self, span: Span) -> torch.Tensor | None:
         block, ids = span.block, list(span.run.ids)
@@ -105,8 +130,6 @@ class ScriptedModel:
         if span.logits == 'none':
             return None
         if prompt[-len(self._tail):] == self._tail:
-            words = self._words(self.decode(prompt[:-len(self._tail)]))
-            self._scripts[block] = _Script([*self.encode_user(words), self._end])
             return self._likely(self._scripts[block].tokens[0])[None]
         # A note goes on in its prompt's block; an answer stands in its own, right behind its
         # question's.
