@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass
@@ -33,3 +34,8 @@ class Counters:
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All counters by name, read at one moment: their sums hold."""
+        with self._lock:
+            return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.repr}

@@ -27,7 +27,6 @@ from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.engine.sessions import Sessions
 from tww_ros.engine.watcher import Watcher
 from tww_ros.errors import (
-    BusyError,
     EngineClosedError,
     NothingSeenError,
     QuestionError,
@@ -78,9 +77,10 @@ class Engine:
         with self._state_lock:
             self._state = 'closed'
         end_s = time.monotonic() + timeout_s
-        # The watcher may be waiting for room in the reasoner's inbox, so that one is told first.
-        reasoner_ended = self._reasoner.stop(timeout_s)
-        watcher_ended = self._watcher.stop(max(0.1, end_s - time.monotonic()))
+        self._reasoner.stop()
+        self._watcher.stop()
+        reasoner_ended = self._reasoner.join(timeout_s)
+        watcher_ended = self._watcher.join(max(0.1, end_s - time.monotonic()))
         return reasoner_ended and watcher_ended
 
     def __enter__(self) -> Engine:
@@ -139,23 +139,17 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and the present state."""
-        c = self._counters
-        waiting = (c.frames_received - c.frames_watched - c.frames_skipped - c.frames_dropped
-                   - c.frames_rejected)
+        counted = self._counters.snapshot()
+        counted['segments'] = len(self.memory) + self._reasoner.open_segments
         return EngineStats(
-            frames_received=c.frames_received, frames_watched=c.frames_watched,
-            frames_skipped=c.frames_skipped, frames_dropped=c.frames_dropped,
-            frames_rejected=c.frames_rejected, frames_waiting=max(0, waiting),
-            epochs=self._watcher.epoch + 1,
-            segments=len(self.memory) + self._reasoner.open_segments,
-            notes_written=c.notes_written, notes_skipped=c.notes_skipped,
-            notes_waiting=self._reasoner.notes_waiting, answers_done=c.answers_done,
-            answers_failed=c.answers_failed, answers_cancelled=c.answers_cancelled,
+            **counted,
+            frames_waiting=counted['frames_received'] - sum(
+                counted[f'frames_{end}'] for end in ('watched', 'skipped', 'dropped', 'rejected')),
+            epochs=self._watcher.epoch + 1, notes_waiting=self._reasoner.notes_waiting,
             answers_active=self._reasoner.active,
             answers_waiting=max(0, self._reasoner.asked - self._reasoner.active),
-            sessions=len(self._sessions), steps=c.steps, step_tokens=c.step_tokens,
-            memory_bytes=self.memory.nbytes, memory_tokens=self.memory.tokens,
-            newest_ns=c.newest_ns, ingest_lag_s=c.ingest_lag_s, last_error=c.last_error)
+            sessions=len(self._sessions), memory_bytes=self.memory.nbytes,
+            memory_tokens=self.memory.tokens)
 
     def _check_running(self) -> None:
         if self._state != 'running':
@@ -185,9 +179,6 @@ class Engine:
         if not cameras:
             raise NothingSeenError('no frame has arrived yet; check the camera topic, or ask '
                                    'later')
-        if self._reasoner.asked >= limits.max_waiting:
-            raise BusyError(f'{limits.max_waiting} questions are waiting or being answered '
-                            'already; ask later, or raise answer.max_waiting')
 
 
 def _guarded(listener: Callable[[Any], None] | None) -> Callable[[Any], None]:

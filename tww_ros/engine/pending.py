@@ -2,6 +2,8 @@
 
 The caller waits, streams, listens or cancels from any thread; the reasoner writes pieces and the
 end. Listeners run on the thread that causes the event (usually the reasoner) and must not block.
+A listener hears the pieces one at a time and in order, whichever threads bring them, because a
+piece added late or out of turn would garble the text that it builds.
 """
 
 from __future__ import annotations
@@ -19,6 +21,15 @@ from tww_ros.types import Answer, AnswerPiece, Question
 log = logging.getLogger(__name__)
 
 
+class _PieceListener:
+    """A listener, how many pieces it was given, and whether it is at one now."""
+
+    def __init__(self, call: Callable[[AnswerPiece], None]) -> None:
+        self.call = call
+        self.heard = 0
+        self.busy = False
+
+
 class PendingAnswer:
     """The answer to one question, complete or not. Made by `Engine.ask`."""
 
@@ -31,10 +42,12 @@ class PendingAnswer:
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.position: Callable[[PendingAnswer], int] = lambda _: 0
+        # The engine's books, kept before anybody learns of the end: who has it may ask again.
+        self.on_end: Callable[[PendingAnswer, TwwError | None], None] = lambda *_: None
         self._future: Future[Answer] = Future()
         self._pieces: list[AnswerPiece] = []
         self._changed = threading.Condition()
-        self._piece_listeners: list[Callable[[AnswerPiece], None]] = []
+        self._piece_listeners: list[_PieceListener] = []
         self._done_listeners: list[Callable[[PendingAnswer], None]] = []
 
     # The caller's side
@@ -86,11 +99,10 @@ class PendingAnswer:
 
     def add_piece_listener(self, listener: Callable[[AnswerPiece], None]) -> None:
         """Call `listener` with every piece, those that came before included."""
+        added = _PieceListener(listener)
         with self._changed:
-            self._piece_listeners.append(listener)
-            missed = list(self._pieces)
-        for piece in missed:
-            listener(piece)
+            self._piece_listeners.append(added)
+        self._deliver(added)
 
     def add_done_callback(self, listener: Callable[[PendingAnswer], None]) -> None:
         """Call `listener` when the answer is complete or has failed; at once if it is already."""
@@ -98,22 +110,28 @@ class PendingAnswer:
             if not self.done():
                 self._done_listeners.append(listener)
                 return
-        listener(self)
+        _call(listener, self)
 
     # The engine's side
 
     def write(self, text: str) -> None:
         """Add a piece."""
-        if text:
-            self._publish(AnswerPiece(text))
+        with self._changed:
+            if not text or self._future.done():
+                return
+            self._pieces.append(AnswerPiece(text))
+            listeners = list(self._piece_listeners)
+            self._changed.notify_all()
+        for listener in listeners:
+            self._deliver(listener)
 
     def complete(self, answer: Answer, text: str = '') -> None:
         """End with an answer; `text` is what its last piece adds."""
-        self._finish(lambda: self._future.set_result(answer), AnswerPiece(text, answer))
+        self._finish(None, AnswerPiece(text, answer))
 
     def fail(self, error: TwwError) -> bool:
         """End with an error; False when it had ended before."""
-        return self._finish(lambda: self._future.set_exception(error), None)
+        return self._finish(error, None)
 
     def expired(self, now_s: float) -> bool:
         """End with AnswerTimeoutError when the question's time is up."""
@@ -125,30 +143,39 @@ class PendingAnswer:
             f'questions in front, wrote {len(self.text())} characters); allow more time or ask '
             'for fewer tokens'))
 
-    def _finish(self, settle: Callable[[], None], piece: AnswerPiece | None) -> bool:
+    def _finish(self, error: TwwError | None, last: AnswerPiece | None) -> bool:
         with self._changed:
             if self._future.done():
                 return False
-            if piece is not None:
-                self._pieces.append(piece)
-            settle()
-            pieces, done = list(self._piece_listeners), list(self._done_listeners)
+            self.on_end(self, error)
+            if last is not None:
+                self._pieces.append(last)
+                self._future.set_result(last.answer)
+            else:
+                self._future.set_exception(error)
+            listeners, self._done_listeners = self._done_listeners, []
+            piece_listeners = list(self._piece_listeners)
             self._changed.notify_all()
-        for listener in pieces if piece is not None else ():
-            _call(listener, piece)
-        for listener in done:
+        for piece_listener in piece_listeners:
+            self._deliver(piece_listener)
+        for listener in listeners:
             _call(listener, self)
         return True
 
-    def _publish(self, piece: AnswerPiece) -> None:
-        with self._changed:
-            if self._future.done():
-                return
-            self._pieces.append(piece)
-            listeners = list(self._piece_listeners)
-            self._changed.notify_all()
-        for listener in listeners:
-            _call(listener, piece)
+    def _deliver(self, listener: _PieceListener) -> None:
+        """Give a listener what it has not heard; when it is busy, the thread it is in does so."""
+        while True:
+            with self._changed:
+                if listener.busy or listener.heard == len(self._pieces):
+                    return
+                piece = self._pieces[listener.heard]
+                listener.heard += 1
+                listener.busy = True
+            try:
+                _call(listener.call, piece)
+            finally:
+                with self._changed:
+                    listener.busy = False
 
 
 def _call(listener: Callable, value: object) -> None:

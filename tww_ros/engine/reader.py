@@ -74,6 +74,7 @@ class Reader:
         self._item: PatchItem | None = None
         self._run: TokenRun | None = None
         self._read = 0
+        self._before = 0, 0
         self._vision_marks = [model.encode(mark)
                               for mark in (prompts.VISION_START, prompts.VISION_END)]
 
@@ -95,9 +96,10 @@ class Reader:
     def begin(self, item: PatchItem) -> None:
         """Take the next patch; only when not busy."""
         reading = self._open.get(item.key) or self._open_segment(item)
-        first = reading.record.frames == 0
+        block = reading.record.block
+        self._run = self._patch_run(item, block.end, first=reading.record.frames == 0)
         self._item, self._read = item, 0
-        self._run = self._patch_run(item, reading.record.block.end, first)
+        self._before = block.length, block.end
 
     def span(self) -> Span | None:
         """The next chunk of the patch, or None when there is none."""
@@ -114,6 +116,8 @@ class Reader:
         if self._read < len(self._run):
             return None
         item, record = self._item, self._open[self._item.key].record
+        if record.frames == 0:
+            record.start_ns = item.start_ns
         record.frames += item.frames
         record.end_ns = item.end_ns
         record.tokens = record.block.length
@@ -123,6 +127,10 @@ class Reader:
 
     def abandon(self) -> PatchItem | None:
         """Give up the patch at the head after an error; its segment goes on with the next one."""
+        if self._item is not None:
+            # Half a patch, without its end mark, would stand in memory for good.
+            block, (length, end) = self._open[self._item.key].record.block, self._before
+            block.commit(length - block.length, end)
         item, self._item, self._run = self._item, None, None
         return item
 

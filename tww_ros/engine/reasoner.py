@@ -17,7 +17,9 @@ timing, bit for bit.
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -33,6 +35,7 @@ from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem, Reader
 from tww_ros.engine.sessions import Session, Sessions
 from tww_ros.errors import (
+    BusyError,
     CancelledError,
     EngineClosedError,
     NothingSeenError,
@@ -50,9 +53,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QuestionItem:
-    """A question at its place in the stream: it sees everything before it in the inbox."""
+    """A question at its place in the stream: it sees what is before it in the inbox, of `epoch`.
+
+    The watcher names the epoch: its first patch may still be incomplete, or have failed.
+    """
 
     pending: PendingAnswer
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,8 @@ class Reasoner:
         self._waiting: list[_Waiting] = []
         self._answers: list[_Answering] = []
         self._notes: deque[_Noting] = deque()
-        self._drains: list[tuple[_Noting | None, threading.Event]] = []
+        self._drains: list[tuple[tuple[_Noting, ...], threading.Event]] = []
+        self._newest_epoch = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name='tww-reasoner', daemon=True)
 
@@ -138,12 +146,18 @@ class Reasoner:
 
     def register(self, pending: PendingAnswer) -> None:
         """Watch over a question from the moment it is asked: its deadline, its place in line."""
+        limit = self._config.answer.max_waiting
         with self._changed:
             if self._stopping:
                 raise EngineClosedError('the engine is closed; start a new one before asking')
-            self._asked[pending.number] = pending
+            if len(self._asked) >= limit:
+                raise BusyError(f'{limit} questions are waiting or being answered already; ask '
+                                'later, or raise answer.max_waiting')
             pending.position = self._position
-        pending.add_done_callback(self._settled)
+            pending.on_end = self._ended
+            self._asked[pending.number] = pending
+            # The loop may be asleep, and this question's deadline is the one to wake up for.
+            self._changed.notify_all()
 
     @property
     def alive(self) -> bool:
@@ -170,25 +184,28 @@ class Reasoner:
         """Segments being read."""
         return self._reader.open_segments
 
-    def stop(self, timeout_s: float) -> bool:
-        """End the loop after the step under way; open questions fail.
-
-        False when the thread did not end.
-        """
+    def stop(self) -> None:
+        """Let the loop end after the step under way; open questions fail now."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        for pending in self._open_questions():
+            pending.fail(EngineClosedError('the engine was closed before the answer was complete'))
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread's end; False when it did not come."""
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
-        for pending in list(self._asked.values()):
-            pending.fail(EngineClosedError('the engine was closed before the answer was complete'))
         return not self._thread.is_alive()
 
-    def _position(self, pending: PendingAnswer) -> int:
-        return sum(other.number < pending.number for other in list(self._asked.values()))
+    def _open_questions(self) -> list[PendingAnswer]:
+        with self._changed:
+            return list(self._asked.values())
 
-    def _settled(self, pending: PendingAnswer) -> None:
-        error = pending.error()
+    def _position(self, pending: PendingAnswer) -> int:
+        return sum(other.number < pending.number for other in self._open_questions())
+
+    def _ended(self, pending: PendingAnswer, error: TwwError | None) -> None:
         if error is None:
             self._counters.add(answers_done=1)
         elif isinstance(error, CancelledError):
@@ -220,7 +237,7 @@ class Reasoner:
             with self._changed:
                 self._stopping = True
                 self._changed.notify_all()
-            for pending in list(self._asked.values()):
+            for pending in self._open_questions():
                 pending.fail(EngineClosedError(
                     'the engine stopped before the answer was complete; see its log'))
 
@@ -237,8 +254,12 @@ class Reasoner:
     def _admit(self) -> None:
         """Take from the inbox all that needs no step, up to the next patch."""
         now_s = time.monotonic()
-        for pending in list(self._asked.values()):
+        for pending in self._open_questions():
             pending.expired(now_s)
+        # Before new answers begin, because a session whose round was cut short is free again.
+        for answering in list(self._answers):
+            if answering.pending.error() is not None:
+                self._end(answering)
         while not self._reader.busy and not (self._config.step.deterministic and self._unfinished):
             with self._changed:
                 if not self._inbox:
@@ -252,10 +273,12 @@ class Reasoner:
                 self._report(f'a {type(item).__name__} could not be handled', error)
                 if isinstance(item, QuestionItem):
                     self._fail(item.pending, error)
+                elif isinstance(item, PatchItem):
+                    self._counters.add(frames_rejected=item.frames)
         self._begin_answers()
         self._begin_note()
-        for last, done in self._drains:
-            if last not in self._notes:
+        for notes, done in self._drains:
+            if not any(noting in self._notes for noting in notes):
                 done.set()
         self._drains = [drain for drain in self._drains if not drain[1].is_set()]
 
@@ -270,9 +293,11 @@ class Reasoner:
         elif isinstance(item, CloseItem):
             self._reader.close(item, self._closed)
         elif isinstance(item, QuestionItem):
-            self._ask(item.pending)
+            # A session with a question in line is then busy, and not forgotten as an idle one.
+            self._begin_answers()
+            self._ask(item.pending, item.epoch)
         else:
-            self._drains.append((self._notes[-1] if self._notes else None, item.done))
+            self._drains.append((tuple(self._notes), item.done))
 
     def _closed(self, record: SegmentRecord) -> None:
         self._counters.add(segments=1)
@@ -288,15 +313,21 @@ class Reasoner:
                 self._notes.remove(oldest_waiting)
                 self._counters.add(notes_skipped=1)
 
-    def _ask(self, pending: PendingAnswer) -> None:
+    def _ask(self, pending: PendingAnswer, epoch: int) -> None:
         """Take the question's snapshot of memory; refuse it when there is nothing to look at."""
         if pending.done():
             return
         question, memory = pending.question, self._config.memory
-        seen = self._bank.resident(epoch=self._reader.epoch, tokens=memory.resident_tokens,
-                                   note_tokens=memory.resident_note_tokens,
-                                   cameras=question.cameras, window=question.window)
+        look = functools.partial(self._bank.resident, epoch=epoch, cameras=question.cameras,
+                                 window=question.window)
+        seen = look(tokens=memory.resident_tokens, note_tokens=memory.resident_note_tokens)
         if not seen:
+            too_long = look(tokens=sys.maxsize, note_tokens=sys.maxsize)
+            if too_long:
+                raise QuestionError(
+                    f'the newest segment has {too_long[-1].record.tokens} tokens, and an answer '
+                    f'attends to at most {memory.resident_tokens}; raise memory.resident_tokens, '
+                    'or lower watch.segment_s or watch.max_pixels')
             where = f' of {", ".join(question.cameras)}' if question.cameras else ''
             when = ' in the window asked about' if question.window else ''
             pending.fail(NothingSeenError(
@@ -321,15 +352,17 @@ class Reasoner:
                 self._fail(waiting.pending, error)
 
     def _begin_note(self) -> None:
-        if not self._notes or self._notes[0].job is not None:
-            return
-        noting = self._notes[0]
-        record, memory = noting.record, self._config.memory
-        seen = self._bank.resident(
-            epoch=record.epoch, tokens=self._config.note.window_tokens,
-            note_tokens=memory.resident_note_tokens, until=record.order)
-        noting.job = Job(write_note(self._model, self._config, self._bank, record,
-                                    Entry(self._reader.sink, 'source'), seen, self._noted))
+        while self._notes and self._notes[0].job is None:
+            noting = self._notes[0]
+            record, memory = noting.record, self._config.memory
+            seen = self._bank.resident(
+                epoch=record.epoch, tokens=self._config.note.window_tokens,
+                note_tokens=memory.resident_note_tokens, until=record.order)
+            try:
+                noting.job = Job(write_note(self._model, self._config, self._bank, record,
+                                            Entry(self._reader.sink, 'source'), seen, self._noted))
+            except Exception as error:
+                self._broken(noting, error)
 
     def _noted(self, note: Note) -> None:
         self._counters.add(notes_written=1)
@@ -339,10 +372,6 @@ class Reasoner:
 
     def _pack(self) -> list[tuple[object, list[Span]]]:
         """What the next step computes: answers first, then reading, then the note."""
-        for answering in list(self._answers):
-            if answering.job.done or (answering.pending.done()
-                                      and answering.pending.error() is not None):
-                self._end(answering)
         work: list[tuple[object, list[Span]]] = [(a, a.job.spans) for a in self._answers]
         chunk = self._reader.span()
         if chunk is not None:
@@ -379,7 +408,9 @@ class Reasoner:
             item = self._reader.advance(len(spans[0].run))
             if item is not None:
                 self._counters.add(frames_watched=item.frames)
-                self._counters.newest_ns = max(self._counters.newest_ns, item.end_ns)
+                newest_ns = self._counters.newest_ns if item.key.epoch == self._newest_epoch else 0
+                self._newest_epoch = item.key.epoch
+                self._counters.newest_ns = max(newest_ns, item.end_ns)
                 self._counters.ingest_lag_s = time.monotonic() - item.pushed_s
             return
         owner.job.advance(results)

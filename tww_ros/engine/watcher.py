@@ -21,7 +21,7 @@ from tww_ros.engine.counters import Counters
 from tww_ros.engine.reader import CloseItem, PatchItem
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.model.protocol import StepModel
-from tww_ros.types import Frame
+from tww_ros.types import NS_PER_S, Frame
 from tww_ros.video.pixels import to_pixels
 from tww_ros.video.segmentation import Event, FrameIntake, PatchReady
 
@@ -33,6 +33,13 @@ Mark = QuestionItem | DrainItem
 class _Arrived:
     frame: Frame
     at_s: float
+
+
+@dataclass(frozen=True)
+class _Silent:
+    """Cameras from which nothing came for so long that their open segments should close."""
+
+    cameras: list[str]
 
 
 class Watcher:
@@ -50,8 +57,9 @@ class Watcher:
         self._changed = threading.Condition()
         self._stopping = False
         self._pushed_s = 0.0
+        self._arrived_s: dict[str, float] = {}
+        self._zero_ns: dict[int, int] = {}
         self._thread = threading.Thread(target=self._loop, name='tww-watcher', daemon=True)
-        self.cameras: set[str] = set()
 
     # Other threads
 
@@ -63,6 +71,12 @@ class Watcher:
     def epoch(self) -> int:
         """Number of the present epoch."""
         return self._intake.clock.epoch
+
+    @property
+    def cameras(self) -> frozenset[str]:
+        """Cameras that have sent a frame."""
+        with self._changed:
+            return frozenset(self._arrived_s)
 
     def push(self, frame: Frame) -> bool:
         """Take a frame; never blocks, drops the oldest when full. False when stopped."""
@@ -94,19 +108,23 @@ class Watcher:
             self._queue.append(mark)
             self._changed.notify_all()
 
-    def stop(self, timeout_s: float) -> bool:
-        """End after the frame under way; False when the thread did not end."""
+    def stop(self) -> None:
+        """Let the thread end after the frame under way."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread's end; False when it did not come."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _enqueue(self, frame: Frame) -> None:
-        self._queue.append(_Arrived(frame, time.monotonic()))
+        now_s = time.monotonic()
+        self._queue.append(_Arrived(frame, now_s))
         self._frames += 1
-        self.cameras.add(frame.camera)
+        self._arrived_s[frame.camera] = now_s
         self._counters.add(frames_received=1)
         self._changed.notify_all()
 
@@ -119,8 +137,9 @@ class Watcher:
             if self._stopping:
                 return
             try:
-                if item is None:
-                    self._send(self._intake.close('idle'))
+                if isinstance(item, _Silent):
+                    for camera in item.cameras:
+                        self._send(self._intake.close('idle', camera))
                 elif isinstance(item, _Arrived):
                     self._watch(item)
                 else:
@@ -128,26 +147,45 @@ class Watcher:
             except Exception as error:
                 self._report('a frame could not be watched', error)
 
-    def _next(self) -> _Arrived | Mark | None:
-        """The next item; None when nothing came for so long that open segments should close."""
-        live = not self._config.step.deterministic
+    def _next(self) -> _Arrived | Mark | _Silent | None:
+        """The next thing to do; None when stopping."""
         with self._changed:
-            while not self._queue and not self._stopping:
-                waits = live and any(s.open is not None for s in self._intake.segmenters.values())
-                limit_s = self._config.watch.idle_close_s if waits else None
-                if not self._changed.wait(limit_s) and waits:
-                    return None
-            if self._stopping:
-                return None
-            item = self._queue.popleft()
-            if isinstance(item, _Arrived):
-                self._frames -= 1
-                self._changed.notify_all()
-            return item
+            while not self._stopping:
+                silent, wait_s = self._silent()
+                if silent:
+                    return _Silent(silent)
+                if self._queue:
+                    item = self._queue.popleft()
+                    if isinstance(item, _Arrived):
+                        self._frames -= 1
+                        self._changed.notify_all()
+                    return item
+                self._changed.wait(wait_s)
+            return None
+
+    def _silent(self) -> tuple[list[str], float | None]:
+        """Cameras whose open segment should close now, and seconds until the next one should.
+
+        Per camera: one that goes on must not keep the last segment of one that went dark.
+        """
+        if self._config.step.deterministic:
+            return [], None
+        now_s, idle_s = time.monotonic(), self._config.watch.idle_close_s
+        left_s = {camera: self._arrived_s[camera] + idle_s - now_s
+                  for camera, segmenter in self._intake.segmenters.items()
+                  if segmenter.open is not None}
+        due = {camera for camera, left in left_s.items() if left <= 0}
+        if due:
+            # What has arrived and still waits here belongs to the segment.
+            due -= {item.frame.camera for item in self._queue if isinstance(item, _Arrived)}
+        return sorted(due), min(left_s.values(), default=None)
 
     def _watch(self, arrived: _Arrived) -> None:
         self._pushed_s = arrived.at_s
         taken = self._intake.add(arrived.frame)
+        clock = self._intake.clock
+        self._zero_ns.setdefault(clock.epoch, clock.t0_ns)
+        self._zero_ns.pop(clock.epoch - 2, None)
         if taken.verdict == 'skipped':
             self._counters.add(frames_skipped=1)
         elif taken.verdict == 'rejected':
@@ -162,6 +200,7 @@ class Watcher:
         else:
             for camera in mark.pending.question.cameras or (None,):
                 self._send(self._intake.close('question', camera))
+            mark = QuestionItem(mark.pending, self._intake.clock.epoch)
         self._reasoner.put(mark)
 
     def _send(self, events: list[Event]) -> None:
@@ -183,10 +222,11 @@ class Watcher:
                 continue
             if not self._reasoner.wait_for_room():
                 return
+            # A jump back sends the old epoch's odd last frame when the clock is in the new one.
+            time_ns = event.patch.stamp_ns - self._zero_ns[event.segment_key.epoch]
             self._reasoner.put(PatchItem(
-                event.segment_key, self._intake.clock.seconds(event.patch.stamp_ns),
-                frames[0].stamp_ns, frames[-1].stamp_ns, len(frames), vision, frames[-1].pose,
-                self._pushed_s))
+                event.segment_key, max(0, time_ns) / NS_PER_S, frames[0].stamp_ns,
+                frames[-1].stamp_ns, len(frames), vision, frames[-1].pose, self._pushed_s))
 
     def _report(self, what: str, error: Exception) -> None:
         self._counters.last_error = f'{what}: {type(error).__name__}: {error}'
