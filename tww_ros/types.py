@@ -54,6 +54,8 @@ class Frame:
         if not isinstance(self.stamp_ns, (int, np.integer)) or self.stamp_ns < 0:
             raise FrameError(f'camera {self.camera!r}: expected a stamp in nanoseconds ≥ 0, got '
                              f'{self.stamp_ns!r}')
+        # Differences of numpy's unsigned integers wrap around.
+        object.__setattr__(self, 'stamp_ns', int(self.stamp_ns))
 
 
 @dataclass(frozen=True)
