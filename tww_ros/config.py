@@ -152,6 +152,8 @@ class StepConfig(_Checked):
         16, 'encoded temporal patches waiting to be read; when full the watcher waits',
         low=1, high=10_000)
     attention: str = setting('auto', 'attention backend', choices=('auto', 'eager', 'grouped'))
+    cpu_threads: int = setting(0, 'on the CPU: torch threads of the watcher and of the reasoner, '
+                                  'each; 0 = half of the cores', low=0, high=1_024)
     deterministic: bool = setting(
         False, 'one span a step, so that results do not depend on timing, bit for bit; slower')
 

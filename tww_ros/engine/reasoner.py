@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from tww_ros.config import EngineConfig
 from tww_ros.engine.answering import answer
 from tww_ros.engine.counters import Counters
+from tww_ros.engine.cpu import limit_threads
 from tww_ros.engine.job import Job
 from tww_ros.engine.noting import write_note
 from tww_ros.engine.pending import PendingAnswer
@@ -220,6 +221,7 @@ class Reasoner:
 
     def _loop(self) -> None:
         log.debug('reasoner started')
+        limit_threads(self._model.device, self._config.step.cpu_threads)
         try:
             self._reader.read_header()
             while True:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from tww_ros.config import EngineConfig
 from tww_ros.engine.counters import Counters
+from tww_ros.engine.cpu import limit_threads
 from tww_ros.engine.reader import CloseItem, PatchItem
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.model.protocol import StepModel
@@ -132,6 +133,7 @@ class Watcher:
 
     def _loop(self) -> None:
         log.debug('watcher started')
+        limit_threads(self._model.device, self._config.step.cpu_threads)
         while True:
             item = self._next()
             if self._stopping:
