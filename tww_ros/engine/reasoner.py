@@ -173,7 +173,8 @@ class Reasoner:
     @property
     def active(self) -> int:
         """Answers being written."""
-        return len(self._answers)
+        # One that was delivered stays in the steps until its round is closed.
+        return sum(not answering.pending.done() for answering in list(self._answers))
 
     @property
     def notes_waiting(self) -> int:

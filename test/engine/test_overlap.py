@@ -1,0 +1,129 @@
+"""Watching goes on while an answer is written, and the other way round."""
+
+from engine.harness import WAIT_S, S, clip, frame, until, watch
+
+from tww_ros import Question
+from tww_ros.model.scripted import ScriptedModel
+
+
+def test_frames_enter_memory_while_an_answer_is_written(start, gate):
+    engine = start(ScriptedModel(answer='word ' * 400, before_step=gate),
+                   answer__max_new_tokens=2_000)
+    watch(engine, clip(0, 2))
+    gate.close()
+    pending = engine.ask(Question('tell me all', max_new_tokens=2_000))
+    gate.let(3)
+    gate.wait()
+    assert pending.text() != ''
+    watched = []
+    for number, one in enumerate(clip(2, 6), start=5):
+        engine.push(one)
+        if number % 2 == 0:                                                 # a patch is complete
+            while engine.stats().frames_watched < number and not pending.done():
+                gate.let()
+            gate.wait()
+            watched.append(engine.stats().newest_ns)
+    assert not pending.done()
+    assert watched == [one.stamp_ns for one in clip(2, 6)][1::2]
+    assert engine.stats().answers_active == 1
+    written = pending.text()
+    gate.let(2)
+    gate.wait()
+    assert len(pending.text()) == len(written) + 2                          # one token a step
+    gate.open()
+    answer = pending.result(WAIT_S)
+    assert answer.as_of_ns == 1.5 * S
+    assert answer.text == ('word ' * 400).strip()
+
+
+def test_notes_are_written_while_an_answer_is_written(start, gate):
+    engine = start(ScriptedModel(answer='word ' * 400, before_step=gate),
+                   answer__max_new_tokens=2_000)
+    watch(engine, clip(0, 2))
+    pending_notes = engine.stats().notes_written
+    gate.close()
+    pending = engine.ask(Question('tell me all', max_new_tokens=2_000))
+    for one in clip(2, 6):
+        engine.push(one)
+    while engine.stats().notes_written == pending_notes and not pending.done():
+        gate.let()
+    assert not pending.done()
+    assert [note.start_ns for note in engine.memory.notes()] == [0, 2 * S]
+    gate.open()
+    assert pending.result(WAIT_S).as_of_ns == 1.5 * S
+
+
+def test_a_real_model_reads_while_it_answers(start, gate, tiny, monkeypatch):
+    step, sizes = tiny.step, []
+
+    def gated(spans):
+        gate(spans)
+        sizes.append([len(span.run) for span in spans])
+        return step(spans)
+
+    monkeypatch.setattr(tiny, 'step', gated)
+    engine = start(tiny, note__enabled=False, answer__max_new_tokens=200)
+    watch(engine, clip(0, 2))
+    gate.close()
+    pending = engine.ask(Question('what?', max_new_tokens=200))
+    gate.let(2)
+    for one in clip(2, 4):
+        engine.push(one)
+    sizes.clear()
+    while engine.stats().frames_watched < 8 and len(sizes) < 150:
+        gate.let()
+    assert engine.stats().frames_watched == 8
+    assert not pending.done()
+    assert sum(len(step) == 2 for step in sizes) == 2                       # two patches, packed
+    assert all(step[0] == 1 for step in sizes)                              # one token every step
+    pending.cancel()
+
+
+def test_long_patches_are_read_in_chunks_beside_the_answer(start, gate):
+    """However large an image is, a step that carries an answer's token stays short."""
+    sizes = []
+
+    def listen(spans):
+        sizes.append([len(span.run) for span in spans])
+        gate(spans)
+
+    engine = start(ScriptedModel(answer='word ' * 400, before_step=listen),
+                   step__chunk_tokens=8, note__enabled=False, answer__max_new_tokens=2_000)
+    watch(engine, clip(0, 1))
+    gate.close()
+    pending = engine.ask(Question('what?', max_new_tokens=2_000))
+    gate.let(6)
+    for one in clip(1, 2, size=(320, 320)):
+        engine.push(one)
+    sizes.clear()
+    while engine.stats().frames_watched < 4 and not pending.done():
+        gate.let()
+    assert not pending.done()
+    assert max(max(step) for step in sizes) == 8
+    assert sum(len(step) == 2 for step in sizes) >= 100 / 8                 # 10 × 10 tokens
+    pending.cancel()
+
+
+def test_watcher_waits_when_reading_falls_behind_and_questions_still_pass(start, gate):
+    """Few patches wait between the threads; a question stands behind them, never in their way."""
+    engine = start(step__read_ahead_patches=1)
+    gate.close()
+    for one in clip(0, 20):
+        engine.push(one)
+    gate.wait()
+    pending = engine.ask(Question('what?'))
+    until(lambda: engine.stats().frames_waiting == 40, 'the frames arrived')
+    gate.open()
+    assert pending.result(WAIT_S).as_of_ns == 19.5 * S
+    assert engine.stats().frames_dropped == 0
+
+
+def test_many_questions_and_frames_in_turn_keep_their_places(start):
+    engine = start(note__enabled=False, answer__max_waiting=200)
+    pending = []
+    for number in range(100):
+        engine.feed(frame(number / 2))
+        pending.append(engine.ask(Question(f'{number}?', session=f'{number % 7}')))
+    for number, question in enumerate(pending):
+        assert question.result(WAIT_S).as_of_ns == number * S // 2
+    assert engine.stats().answers_done == 100
