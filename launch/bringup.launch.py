@@ -53,11 +53,12 @@ def start_node(context: LaunchContext) -> list[Node]:
     if given['cameras']:
         parameters['cameras'] = [name.strip() for name in given['cameras'].split(',')]
     parameters['use_sim_time'] = given['use_sim_time'].lower() in ('true', '1', 'yes')
+    logger = '.'.join([*given['namespace'].strip('/').split('/'), 'tww']).lstrip('.')
     return [Node(
         package='tww_ros', executable='tww_node', namespace=given['namespace'],
         parameters=[str(params_file(given['params_file'])), parameters],
         remappings=[('image', given['image'])] if given['image'] else [],
-        arguments=['--ros-args', '--log-level', f'tww:={given["log_level"]}'],
+        arguments=['--ros-args', '--log-level', f'{logger}:={given["log_level"]}'],
         output='screen', emulate_tty=True)]
 
 

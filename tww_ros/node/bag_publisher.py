@@ -152,8 +152,12 @@ class _Session:
             heard = any(self._publishers[topic].get_subscription_count() for topic in awaited)
             if self._status is not None and self._status.state == MemoryStatus.FAILED:
                 raise ReplayError(f'the node failed: {self._status.last_error}')
-            loading = self._status is not None and self._status.state == MemoryStatus.LOADING
-            if heard and not loading and (self._status is not None or not needs_flow):
+            loading = (self._status is not None and self._status.state == MemoryStatus.LOADING
+                       and time.monotonic() - self._status_s < LOST_AFTER_S)
+            # A status on its way may say that the model is not there yet.
+            unheard = self._status is None and (
+                needs_flow or self._node.count_publishers(self._status_topic) > 0)
+            if heard and not loading and not unheard:
                 break
             # A node that says that it is loading its model is worth waiting for.
             if time.monotonic() >= end_s and not loading:
@@ -195,11 +199,12 @@ class _Session:
                 break
         if rate == 0:
             self._wait_for_room(1)
+        seconds = time.monotonic() - started_s
         for publisher in self._publishers.values():
             publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_S))
         return PublishReport(
             messages=sent, images=self._sent_images, loops=loops,
-            seconds=time.monotonic() - started_s, topics=tuple(sorted(self._publishers)),
+            seconds=seconds, topics=tuple(sorted(self._publishers)),
             skipped_topics=tuple(sorted(self.skipped)), lost=self._lost)
 
     def _advance(self, t_ns: int, first_ns: int, start_s: float, rate: float) -> None:

@@ -87,14 +87,18 @@ def _spin(executor: SingleThreadedExecutor, node: TwwNode, stop: _Stop) -> None:
 
 
 def _say_last_words(executor: SingleThreadedExecutor, node: TwwNode) -> None:
+    """Spin until open questions are refused; the executor sends a result after its callback."""
     end_s = time.monotonic() + LAST_WORDS_S
-    while node.questions_active and time.monotonic() < end_s:
+    quiet_s = end_s
+    while time.monotonic() < min(end_s, quiet_s):
         try:
-            executor.spin_once(timeout_sec=0.05)
+            executor.spin_once(timeout_sec=LAST_WORDS_S / 20)
         except ExternalShutdownException:
             return
         except Exception as error:
             node.get_logger().debug(f'while shutting down: {error}')
+        if not node.questions_active and quiet_s == end_s:
+            quiet_s = time.monotonic() + LAST_WORDS_S / 10
 
 
 if __name__ == '__main__':

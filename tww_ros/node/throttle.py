@@ -33,4 +33,4 @@ class Throttle:
         self._said.move_to_end(text)
         if len(self._said) > TEXTS_KEPT:
             self._said.popitem(last=False)
-        return f'{text} ({repeated} more times since)' if repeated else text
+        return f'{text} (and {repeated} more times)' if repeated else text
