@@ -10,6 +10,7 @@ import fcntl
 import importlib.util
 import os
 import random
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ HAS_ROS = importlib.util.find_spec('rclpy') is not None
 MAX_DOMAIN_ID = 101
 
 os.environ['HF_HUB_OFFLINE'] = '1'
+# In importlib mode pytest puts nothing on the path; this is for `from reference import …`.
+sys.path.append(str(Path(__file__).parent))
 collect_ignore = [] if HAS_ROS else ['ros']
 
 
