@@ -129,13 +129,14 @@ class MemoryBank:
         """The newest segments of its camera and epoch opened before `record`, within `tokens`."""
         chosen = []
         for other in reversed(self._records.values()):
-            if other.epoch != record.epoch or other.block is None:
+            if other.epoch != record.epoch:
                 break
-            if other.camera == record.camera and other.order < record.order:
-                tokens -= other.block.length
-                if tokens < 0:
-                    break
-                chosen.append(Entry(other.block, 'source', other.id))
+            if other.camera != record.camera or other.order >= record.order:
+                continue
+            if other.block is None or other.block.length > tokens:
+                break
+            tokens -= other.block.length
+            chosen.append(Entry(other.block, 'source', other.id))
         return chosen[::-1]
 
     def resident(self, *, epoch: int, tokens: int, note_tokens: int,
@@ -151,9 +152,11 @@ class MemoryBank:
         chosen = []
         with self._lock:
             for record in reversed(self._records.values()):
-                if record.epoch != epoch or max(left) < 0:
+                if record.epoch < epoch or max(left) < 0:
                     break
-                if ((cameras and record.camera not in cameras)
+                # A note of the last epoch may be written when the new one has begun.
+                if (record.epoch > epoch
+                        or (cameras and record.camera not in cameras)
                         or (until is not None and record.order > until)
                         or (window and not (record.end_ns >= window[0]
                                             and record.start_ns <= window[1]))):
