@@ -5,6 +5,7 @@ import threading
 import pytest
 from engine.harness import WAIT_S, balance, clip, frame, threads, until, watch
 
+from tww_ros import Question
 from tww_ros.errors import EngineClosedError
 from tww_ros.model.scripted import ScriptedModel
 
@@ -47,7 +48,6 @@ def test_full_queue_drops_the_oldest_and_push_returns_at_once(start, eyes):
 
 
 def test_a_question_is_never_dropped_with_the_frames_around_it(start, eyes):
-    from tww_ros import Question
     engine = start(eyes, watch__queue_frames=2)
     for one in clip(0, 1):
         engine.push(one)
