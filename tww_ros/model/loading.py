@@ -180,12 +180,17 @@ def _from_pretrained(source: str, quantization: str, device: torch.device,
         options['quantization_config'] = BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_skip_modules=SKIP_QUANTIZATION)
     try:
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
-            source, dtype=dtype, device_map={'': device}, **options)
+        model, found = Qwen3VLForConditionalGeneration.from_pretrained(
+            source, dtype=dtype, device_map={'': device}, output_loading_info=True, **options)
     except Exception as error:
         raise ModelError(f'{source}: the weights cannot be loaded with '
                          f'quantization={quantization!r} ({error}); check the *.safetensors '
                          'files, or try quantization="none"') from error
+    # transformers fills what a checkpoint lacks with random numbers and goes on.
+    missing = sorted(found['missing_keys'])
+    if missing:
+        raise ModelError(f'{source}: {len(missing)} weights are missing, among them {missing[0]}; '
+                         'the checkpoint is incomplete, download or save it again')
     if quantization == 'nf4' and device.type == 'cpu' and dtype == torch.float32:
         # On CPUs with AVX512-BF16 bitsandbytes rounds activations to bfloat16 whatever dtype was
         # asked for, an error of 0.02 in the logits; float32 means float32, and dtype='bfloat16'

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from transformers import Qwen3VLTextConfig
 
+from tww_ros.errors import ModelError
+
 
 def text_positions(count: int, start: int) -> np.ndarray:
     """int64 [3, count]: start, start + 1, … on every axis."""
@@ -37,8 +39,8 @@ class MRope:
     def __init__(self, config: Qwen3VLTextConfig, device: torch.device) -> None:
         rope = config.rope_parameters
         if rope.get('rope_type', 'default') != 'default':
-            raise ValueError(f'expected rope_type "default", got {rope["rope_type"]!r}: scaled '
-                             'RoPE is not supported')
+            raise ModelError(f'expected rope_type "default", got {rope["rope_type"]!r}; scaled '
+                             'RoPE is not supported, remove it from config.json')
         self.head_dim = config.head_dim
         half = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         # The model's own frequencies are float32; their values, not their formula, are the
