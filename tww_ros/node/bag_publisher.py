@@ -107,8 +107,9 @@ class _Session:
         if unknown := sorted(set(remap) - set(kinds)):
             raise ReplayError(f'cannot remap {", ".join(unknown)}: expected topics of the bag '
                               f'({", ".join(sorted(kinds))})')
-        self._node = rclpy.create_node('tww_replay', context=context, use_global_arguments=False,
-                                       start_parameter_services=False)
+        self._node = rclpy.create_node(
+            'tww_replay', context=context, enable_rosout=False, use_global_arguments=False,
+            start_parameter_services=False)
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self._node)
         self._window = window

@@ -16,6 +16,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -53,8 +54,10 @@ class TwwClient:
         name = '/' + node.strip('/')
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=domain_id)
-        self._node = rclpy.create_node('tww_client', context=self._context,
-                                       use_global_arguments=False, start_parameter_services=False)
+        # A name of its own, and no /rosout: two clients in one process would share both.
+        self._node = rclpy.create_node(
+            f'tww_client_{uuid.uuid4().hex[:8]}', context=self._context, enable_rosout=False,
+            use_global_arguments=False, start_parameter_services=False)
         self._target = name
         self._ask = self._node.create_client(Ask, f'{name}/ask')
         self._close_session = self._node.create_client(CloseSession, f'{name}/close_session')
