@@ -26,6 +26,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
     Qwen3VLForConditionalGeneration,
 )
 
@@ -40,7 +41,8 @@ DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch
 # bitsandbytes says this once per layer and step; the cast is what LLM.int8 is.
 logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)
 # Kept in the compute dtype: the vision tower feeds every layer, the head decides every token.
-SKIP_QUANTIZATION = ['lm_head', 'visual']
+SKIP_QUANTIZATION = ['lm_head', 'model.visual']
+TOKENIZER_FILES = ('tokenizer.json', 'vocab.json')
 
 
 def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtype: str = 'auto',
@@ -78,7 +80,7 @@ def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtyp
         _check_memory(source, quantization, target, kind)
         marks = _marks(source)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = _tokenizer(source)
         except Exception as error:
             raise ModelError(f'{name}: the tokenizer cannot be read ({error}); expected '
                              'tokenizer.json beside config.json') from error
@@ -112,7 +114,7 @@ def _device(name: str) -> torch.device:
 def _find(name: str) -> str:
     """The local directory, or the hub id as it is."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / 'config.json').is_file():
             raise ModelError(f'{name}: expected a checkpoint directory with config.json; found '
                              f'{sorted(p.name for p in path.iterdir())[:8]}')
@@ -134,6 +136,13 @@ def _check_architecture(source: str) -> None:
     if config.model_type != 'qwen3_vl':
         raise ModelError(f'{source} is a {config.model_type!r} checkpoint; expected "qwen3_vl" '
                          '(dense Qwen3-VL, for instance Qwen/Qwen3-VL-2B-Instruct)')
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+    # transformers makes an empty tokenizer of a directory that has none.
+    if Path(source).is_dir() and not any(Path(source, f).is_file() for f in TOKENIZER_FILES):
+        raise FileNotFoundError(f'found none of {", ".join(TOKENIZER_FILES)}')
+    return AutoTokenizer.from_pretrained(source)
 
 
 def _check_memory(source: str, quantization: str, device: torch.device,
