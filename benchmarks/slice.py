@@ -11,7 +11,6 @@ The frames are a real video's. first-token time: question accepted → first ans
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 from _report import Report, arguments, median, percentile
 
 from tww_ros import Engine, EngineConfig, Frame, Question, load_model
+from tww_ros.node.domain import own_domain
 from tww_ros.replay.video import read_video
 from tww_ros.types import NS_PER_S, Answer
 
@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
     measure_answers(report, clip, repeats)
     for notes in (True, False):
         measure_ingest(report, clip, frames=150 if options.quick else 600, notes=notes)
-    measure_dds(report, clip, frames=100 if options.quick else 600)
+    with own_domain() as variables:
+        os.environ.update(variables)
+        measure_dds(report, clip, frames=100 if options.quick else 600)
     return report.finish(options.json)
 
 
@@ -163,8 +165,6 @@ def measure_dds(report: Report, clip: list[Frame], frames: int) -> None:
     The header stamp is the time of the publish call. Only the second frame of each temporal patch
     counts: the first one waits for it by design.
     """
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ['ROS_DOMAIN_ID'] = str(random.randint(1, 101))
     parameters = {**SETTINGS, 'model': 'tiny-random', 'image_reliability': 'reliable',
                   'status_rate_hz': 100.0}
     command = [sys.executable, '-m', 'tww_ros.node.main', '--ros-args']

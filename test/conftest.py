@@ -6,21 +6,18 @@ the header of the run says so; `scripts/test` always has rclpy.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
-import random
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tww_ros.node.domain import own_domain
+
 ROS_TESTS = Path(__file__).parent / 'ros'
 HAS_ROS = importlib.util.find_spec('rclpy') is not None
-# Higher domains use UDP ports from which Linux also gives ports to other programs.
-MAX_DOMAIN_ID = 101
 
 os.environ['HF_HUB_OFFLINE'] = '1'
 # In importlib mode pytest puts nothing on the path; this is for `from reference import …`.
@@ -45,22 +42,9 @@ def ros_env(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
 
     os.environ is the same while the test runs, so rclpy.init() in the test joins that domain.
     """
-    ids = random.sample(range(1, MAX_DOMAIN_ID + 1), MAX_DOMAIN_ID)
-    for domain_id in ids:
-        lock = open(Path(tempfile.gettempdir(), f'tww_ros_domain_{domain_id}.lock'), 'a')
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            lock.close()
-    else:
-        pytest.fail(f'all {MAX_DOMAIN_ID} ROS domains are in use by other test runs; end some')
-    with lock:
-        monkeypatch.setenv('ROS_DOMAIN_ID', str(domain_id))
-        monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-        if os.environ.get('ROS_DISTRO') == 'humble':
-            # Humble knows only this older setting; newer distributions warn about it.
-            monkeypatch.setenv('ROS_LOCALHOST_ONLY', '1')
+    with own_domain() as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
         yield dict(os.environ)
 
 

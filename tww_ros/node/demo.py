@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from tww_interfaces.msg import MemoryStatus
 from tww_ros.errors import AnswerTimeoutError, ReplayError, TwwError
 from tww_ros.node.client import TwwClient
 from tww_ros.node.conversions import from_time
+from tww_ros.node.domain import own_domain
 from tww_ros.replay.bag import DEFAULT_START_NS, write_bag_from_video
 from tww_ros.replay.sheet import Strip, contact_sheet
 from tww_ros.replay.video import read_video
@@ -55,11 +55,12 @@ class DemoOptions:
 
 def run_demo(options: DemoOptions) -> int:
     """Run it; 0 when all questions were answered and frames entered memory during each answer."""
-    # Set before any ROS context is made, here and in the children.
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    if os.environ.get('ROS_DISTRO') == 'humble':
-        os.environ['ROS_LOCALHOST_ONLY'] = '1'
-    os.environ.setdefault('ROS_DOMAIN_ID', str(random.randint(1, 101)))
+    with own_domain() as variables:
+        os.environ.update(variables)
+        return _run(options)
+
+
+def _run(options: DemoOptions) -> int:
     video = options.video or _sample_video()
     console = Console(highlight=False, soft_wrap=True)
     console.rule('[bold]tww_ros demo')
