@@ -12,7 +12,7 @@ import pytest
 
 from tww_ros import doctor
 from tww_ros.cli import build_parser, main, parse_settings, settings_markdown, settings_yaml
-from tww_ros.config import EngineConfig, settings
+from tww_ros.config import EngineConfig, NodeConfig, settings
 from tww_ros.errors import ConfigError
 from tww_ros.replay.bag import bag_info, write_bag_from_video
 
@@ -70,7 +70,10 @@ def test_settings_page_is_up_to_date():
 
 def test_settings_as_ros_parameters():
     yaml = pytest.importorskip('yaml')
-    sections = yaml.safe_load(settings_yaml())['/**']['ros__parameters']
+    values = yaml.safe_load(settings_yaml())['/**']['ros__parameters']
+    node = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    assert node == dataclasses.asdict(NodeConfig())
+    sections = {name: value for name, value in values.items() if name not in node}
     flat = {f'{part}.{key}': value for part, entries in sections.items()
             for key, value in entries.items()}
     assert flat == EngineConfig().to_flat()

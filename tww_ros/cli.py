@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tww_ros import __version__
-from tww_ros.config import EngineConfig, Setting, settings
+from tww_ros.config import EngineConfig, NodeConfig, Setting, settings
 from tww_ros.errors import ConfigError, ReplayError, TwwError
 
 _WORDS = {'true': True, 'yes': True, 'on': True, '1': True,
@@ -179,22 +179,31 @@ def _params(arguments: argparse.Namespace) -> int:
 
 
 def settings_markdown() -> str:
-    """The settings table of docs/settings.md."""
+    """The two tables of docs/settings.md."""
     lines = ['# Settings', '',
              'Made by `tww params > docs/settings.md` from `tww_ros/config.py`; not edited by '
-             'hand.', 'Each is a ROS parameter of the node, and `--set NAME=VALUE` on the command '
-             'line.', '',
-             '| setting | type | default | allowed | what it does |', '|---|---|---|---|---|']
-    for entry in settings(EngineConfig):
-        lines.append(f'| `{entry.name}` | {entry.type.__name__} | {_literal(entry)} | '
-                     f'{_allowed(entry)} | {entry.help} |')
+             'hand.', '', '## Engine', '',
+             'Each is a ROS parameter of the node, and `--set NAME=VALUE` on the command line.',
+             '', *_table(EngineConfig), '', '## Node', '',
+             'ROS parameters only. `cameras` (a list of names) says which topics are watched: '
+             '`<name>/image` each, and `image` for the default `[camera]`.',
+             '', *_table(NodeConfig)]
     return '\n'.join(lines) + '\n'
+
+
+def _table(config: type) -> list[str]:
+    return ['| setting | type | default | allowed | what it does |', '|---|---|---|---|---|',
+            *(f'| `{entry.name}` | {entry.type.__name__} | {_literal(entry)} | '
+              f'{_allowed(entry)} | {entry.help} |' for entry in settings(config))]
 
 
 def settings_yaml() -> str:
     """All settings as a ROS parameter file with their defaults."""
     lines = ['# Made by `tww params --format yaml`; the values are the defaults.',
              '/**:', '  ros__parameters:']
+    for entry in settings(NodeConfig):
+        lines += [f'    # {entry.help} ({_allowed(entry)})',
+                  f'    {entry.name}: {_literal(entry)}']
     section = ''
     for entry in settings(EngineConfig):
         part, key = entry.name.split('.')
@@ -330,7 +339,7 @@ def build_parser() -> argparse.ArgumentParser:
                       'needed is broken', """
         tww doctor""")
     doctor.add_argument('--json', action='store_true')
-    params = _command(commands, 'params', _params, 'list all engine settings', """
+    params = _command(commands, 'params', _params, 'list all settings', """
         tww params > docs/settings.md
         tww params --format yaml > my_params.yaml""")
     params.add_argument('--format', default='markdown', choices=('markdown', 'yaml'))

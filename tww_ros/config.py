@@ -75,7 +75,8 @@ class WatchConfig(_Checked):
         200_704, 'images are shrunk to at most this many pixels (448×448)',
         low=1_024, high=16_777_216)
     label_cameras: bool = setting(
-        False, 'write the camera name before each segment; wise with several cameras')
+        False, 'write the camera name before each segment (with several cameras the node does so '
+               'by default)')
     back_jump_s: float = setting(
         1.0, 'a stamp that goes back by more than this starts a new epoch; by less, the frame is '
              'rejected as out of order',
@@ -199,6 +200,37 @@ class EngineConfig:
         """Every setting by its dotted name."""
         return {f'{section}.{key}': value for section, part in dataclasses.asdict(self).items()
                 for key, value in part.items()}
+
+
+@dataclass(frozen=True)
+class NodeConfig(_Checked):
+    """Settings of the ROS node itself, but the list of cameras; the engine knows none of them."""
+
+    model: str = setting('tiny-random', 'checkpoint directory, hub id, "embedded", or '
+                                        '"tiny-random" (random weights: its words mean nothing)')
+    quantization: str = setting('none', 'of the weights', choices=('none', 'int8', 'nf4'))
+    device: str = setting('auto', 'where the model runs: auto, cpu, cuda, cuda:1, ...')
+    dtype: str = setting('auto', 'of the weights; auto: bfloat16 on CUDA, float32 on the CPU',
+                         choices=('auto', 'float32', 'bfloat16', 'float16'))
+    positions: str = setting('auto', 'position scheme; auto: as the checkpoint was trained',
+                             choices=('auto', 'continuous', 'decoupled'))
+    prompts: str = setting('auto', 'prompts; auto: as the checkpoint was trained',
+                           choices=('auto', 'stock', 'tww'))
+    image_transport: str = setting('raw', 'compressed: subscribe to <topic>/compressed',
+                                   choices=('raw', 'compressed'))
+    image_reliability: str = setting('best_effort', 'QoS of the image subscriptions; best_effort '
+                                                    'matches every publisher, reliable loses '
+                                                    'nothing',
+                                     choices=('best_effort', 'reliable'))
+    image_queue_depth: int = setting(10, 'image messages waiting for the node, per camera',
+                                     low=1, high=1_000)
+    status_rate_hz: float = setting(5.0, 'how often ~/status is published', low=0.1, high=100.0)
+    feedback_period_s: float = setting(0.08, 'text of a running answer is collected for this long '
+                                             'before it is sent as feedback', low=0.01, high=5.0)
+    result_timeout_s: int = setting(300, 'the result of a finished action is kept for this long',
+                                    low=1, high=86_400)
+    shutdown_timeout_s: float = setting(3.0, 'running answers and threads get this long to end',
+                                        low=0.1, high=60.0)
 
 
 def settings(config: type) -> Iterator[Setting]:

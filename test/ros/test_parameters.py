@@ -11,9 +11,9 @@ import yaml
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from tww_ros.config import EngineConfig, settings
+from tww_ros.config import EngineConfig, NodeConfig, settings
 from tww_ros.errors import ConfigError
-from tww_ros.node.parameters import NodeConfig, declare_parameters
+from tww_ros.node.parameters import declare_parameters
 
 CONFIG = Path(__file__).parents[2] / 'config'
 

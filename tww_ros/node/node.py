@@ -28,6 +28,7 @@ from std_srvs.srv import SetBool
 
 from tww_interfaces.msg import MemoryStatus, SegmentNote
 from tww_interfaces.srv import CloseSession, ListSegments
+from tww_ros.config import NodeConfig
 from tww_ros.errors import EngineClosedError, FrameError, TwwError, UnknownCameraError
 from tww_ros.node.compat import Bell, steady_timer
 from tww_ros.node.conversions import (
@@ -42,7 +43,7 @@ from tww_ros.node.conversions import (
 )
 from tww_ros.node.diagnostics import CameraState, Diagnostics
 from tww_ros.node.images import compressed_to_rgb, image_to_rgb
-from tww_ros.node.parameters import NodeConfig, Parameters, declare_parameters
+from tww_ros.node.parameters import Parameters, declare_parameters
 from tww_ros.node.questions import Questions
 from tww_ros.node.throttle import Throttle
 from tww_ros.types import EngineStats, Frame

@@ -9,51 +9,20 @@ themselves.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 
-from tww_ros.config import EngineConfig, Setting, setting, settings
+from tww_ros.config import EngineConfig, NodeConfig, Setting, settings
 from tww_ros.errors import ConfigError
 
 ONE_CAMERA = ('camera',)
 CAMERA_NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*')
 CAMERAS_HELP = ('names of the cameras; each is subscribed to on <name>/image, and the default '
                 '["camera"] on image')
-
-
-@dataclass(frozen=True)
-class NodeConfig:
-    """Settings of the node itself, but the list of cameras."""
-
-    model: str = setting('tiny-random', 'checkpoint directory, hub id, "embedded", or '
-                                        '"tiny-random" (random weights: its words mean nothing)')
-    quantization: str = setting('none', 'of the weights', choices=('none', 'int8', 'nf4'))
-    device: str = setting('auto', 'where the model runs: auto, cpu, cuda, cuda:1, ...')
-    dtype: str = setting('auto', 'of the weights; auto: bfloat16 on CUDA, float32 on the CPU',
-                         choices=('auto', 'float32', 'bfloat16', 'float16'))
-    positions: str = setting('auto', 'position scheme; auto: as the checkpoint was trained',
-                             choices=('auto', 'continuous', 'decoupled'))
-    prompts: str = setting('auto', 'prompts; auto: as the checkpoint was trained',
-                           choices=('auto', 'stock', 'tww'))
-    image_transport: str = setting('raw', 'compressed: subscribe to <topic>/compressed',
-                                   choices=('raw', 'compressed'))
-    image_reliability: str = setting('best_effort', 'QoS of the image subscriptions; best_effort '
-                                                    'matches every publisher, reliable loses '
-                                                    'nothing',
-                                     choices=('best_effort', 'reliable'))
-    image_queue_depth: int = setting(10, 'image messages waiting for the node, per camera',
-                                     low=1, high=1_000)
-    status_rate_hz: float = setting(5.0, 'how often ~/status is published', low=0.1, high=100.0)
-    feedback_period_s: float = setting(0.08, 'text of a running answer is collected for this long '
-                                             'before it is sent as feedback', low=0.01, high=5.0)
-    result_timeout_s: int = setting(300, 'the result of a finished action is kept for this long',
-                                    low=1, high=86_400)
-    shutdown_timeout_s: float = setting(3.0, 'running answers and threads get this long to end',
-                                        low=0.1, high=60.0)
 
 
 @dataclass(frozen=True)
@@ -71,9 +40,15 @@ class Parameters:
 
 def declare_parameters(node: Node) -> Parameters:
     """Declare every parameter on a node and read it; ConfigError when one does not fit."""
+    cameras = _cameras(node)
     own = {entry.name: _declare(node, entry) for entry in settings(NodeConfig)}
-    engine = {entry.name: _declare(node, entry) for entry in settings(EngineConfig)}
-    return Parameters(NodeConfig(**own), EngineConfig.from_flat(engine), _cameras(node))
+    engine = {}
+    for entry in settings(EngineConfig):
+        if entry.name == 'watch.label_cameras':
+            # With one camera there is nothing to tell apart.
+            entry = replace(entry, default=len(cameras) > 1)
+        engine[entry.name] = _declare(node, entry)
+    return Parameters(NodeConfig(**own), EngineConfig.from_flat(engine), cameras)
 
 
 def descriptor(entry: Setting) -> ParameterDescriptor:
