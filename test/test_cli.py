@@ -1,5 +1,6 @@
 """`tww` as people use it: exit codes, words, JSON, and no traceback."""
 
+import dataclasses
 import json
 import os
 import signal
