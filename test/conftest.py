@@ -20,6 +20,8 @@ ROS_TESTS = Path(__file__).parent / 'ros'
 HAS_ROS = importlib.util.find_spec('rclpy') is not None
 
 os.environ['HF_HUB_OFFLINE'] = '1'
+# Tests use models so small that more threads in a step cost time, and much on a busy machine.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 # In importlib mode pytest puts nothing on the path; this is for `from reference import …`.
 sys.path.append(str(Path(__file__).parent))
 collect_ignore = [] if HAS_ROS else ['ros']
