@@ -1,5 +1,6 @@
 """Watching goes on while an answer is written, and the other way round."""
 
+import pytest
 from engine.harness import WAIT_S, S, clip, frame, until, watch
 
 from tww_ros import Question
@@ -116,6 +117,33 @@ def test_watcher_waits_when_reading_falls_behind_and_questions_still_pass(start,
     gate.open()
     assert pending.result(WAIT_S).as_of_ns == 19.5 * S
     assert engine.stats().frames_dropped == 0
+
+
+@pytest.mark.parametrize('kind', ['scripted', 'tiny'])
+def test_offline_the_pace_of_feeding_changes_nothing(start, tiny, kind):
+    """Deterministic: all at once, or each segment noted before the next frame comes."""
+    def run(pace):
+        engine = start(ScriptedModel() if kind == 'scripted' else tiny, note__max_new_tokens=2,
+                       step__deterministic=True, watch__segment_s=1.0)
+        pending = []
+
+        def written():
+            return (engine.stats().notes_written == len(engine.memory)
+                    and all(question.done() for question in pending))
+
+        for number, one in enumerate(clip(0, 4)):
+            assert engine.feed(one, WAIT_S)
+            if number % 3 == 2:
+                pending.append(engine.ask(Question('what?', max_new_tokens=3)))
+            if pace == 'in steps':
+                until(written, 'all was written')
+        answers = [question.result(WAIT_S) for question in pending]
+        assert engine.drain(WAIT_S)
+        return ([(a.text, a.token_ids, a.as_of_ns, a.evidence, a.reused_tokens) for a in answers],
+                [(n.segment_id, n.text, n.start_ns, n.end_ns) for n in engine.memory.notes()],
+                engine.memory.segments())
+
+    assert run('at once') == run('in steps')
 
 
 def test_many_questions_and_frames_in_turn_keep_their_places(start):

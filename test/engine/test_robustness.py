@@ -266,8 +266,8 @@ def test_a_model_that_cannot_even_read_its_header(start):
         until(lambda: not engine._reasoner.alive, 'the reasoner gave up')
         with pytest.raises(EngineClosedError, match='no kernel for this device'):
             ask(engine)
-        for one in clip(0, 2):
-            engine.push(one)
+        assert not any(engine.push(one) for one in clip(0, 2))
+        assert not engine.feed(clip(0, 1)[0], WAIT_S)
         with pytest.raises(EngineClosedError):
             engine.drain(WAIT_S)
     assert engine.close()

@@ -92,15 +92,15 @@ class Engine:
     # Watching
 
     def push(self, frame: Frame) -> bool:
-        """Take a frame; never blocks. True if accepted, False when closed.
+        """Take a frame; never blocks. True if accepted, False when not running.
 
         A full queue drops its oldest frame.
         """
-        return self._state == 'running' and self._watcher.push(frame)
+        return self._watching and self._watcher.push(frame)
 
     def feed(self, frame: Frame, timeout_s: float = 60.0) -> bool:
         """Take a frame, waiting for room: for offline use, where nothing may be dropped."""
-        return self._state == 'running' and self._watcher.feed(frame, timeout_s)
+        return self._watching and self._watcher.feed(frame, timeout_s)
 
     def drain(self, timeout_s: float = 60.0) -> bool:
         """Wait until all pushed frames are in memory and noted; False on timeout.
@@ -150,6 +150,11 @@ class Engine:
             answers_waiting=max(0, self._reasoner.asked - self._reasoner.active),
             sessions=len(self._sessions), memory_bytes=self.memory.nbytes,
             memory_tokens=self.memory.tokens)
+
+    @property
+    def _watching(self) -> bool:
+        # Frames taken by an engine whose reasoner has ended would be lost without a word.
+        return self._state == 'running' and self._reasoner.alive
 
     def _check_running(self) -> None:
         if self._state != 'running':
