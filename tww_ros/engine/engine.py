@@ -124,7 +124,7 @@ class Engine:
         self._check_running()
         self._check_question(question)
         pending = PendingAnswer(question)
-        self._reasoner.register(pending)
+        self._reasoner.desk.register(pending)
         self._watcher.mark(QuestionItem(pending))
         return pending
 
@@ -147,7 +147,7 @@ class Engine:
                 counted[f'frames_{end}'] for end in ('watched', 'skipped', 'dropped', 'rejected')),
             epochs=self._watcher.epoch + 1, notes_waiting=self._reasoner.notes_waiting,
             answers_active=self._reasoner.active,
-            answers_waiting=max(0, self._reasoner.asked - self._reasoner.active),
+            answers_waiting=max(0, len(self._reasoner.desk) - self._reasoner.active),
             sessions=len(self._sessions), memory_bytes=self.memory.nbytes,
             memory_tokens=self.memory.tokens)
 

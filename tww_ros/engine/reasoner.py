@@ -30,15 +30,13 @@ from tww_ros.config import EngineConfig
 from tww_ros.engine.answering import answer
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
+from tww_ros.engine.desk import Desk
 from tww_ros.engine.job import Job
 from tww_ros.engine.noting import write_note
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem, Reader
 from tww_ros.engine.sessions import Session, Sessions
 from tww_ros.errors import (
-    BusyError,
-    CancelledError,
-    EngineClosedError,
     NothingSeenError,
     QuestionError,
     TwwError,
@@ -114,7 +112,7 @@ class Reasoner:
         self._changed = threading.Condition()
         self._inbox: deque[Item] = deque()
         self._patches = 0
-        self._asked: dict[int, PendingAnswer] = {}
+        self.desk = Desk(config.answer, counters, self._wake)
         self._waiting: list[_Waiting] = []
         self._answers: list[_Answering] = []
         self._notes: deque[_Noting] = deque()
@@ -145,30 +143,10 @@ class Reasoner:
                 lambda: self._stopping or self._patches < self._config.step.read_ahead_patches)
             return not self._stopping
 
-    def register(self, pending: PendingAnswer) -> None:
-        """Watch over a question from the moment it is asked: its deadline, its place in line."""
-        limit = self._config.answer.max_waiting
-        with self._changed:
-            if self._stopping:
-                raise EngineClosedError('the engine is closed; start a new one before asking')
-            if len(self._asked) >= limit:
-                raise BusyError(f'{limit} questions are waiting or being answered already; ask '
-                                'later, or raise answer.max_waiting')
-            pending.position = self._position
-            pending.on_end = self._ended
-            self._asked[pending.number] = pending
-            # The loop may be asleep, and this question's deadline is the one to wake up for.
-            self._changed.notify_all()
-
     @property
     def alive(self) -> bool:
         """Whether the loop runs."""
         return self._thread.is_alive() and not self._stopping
-
-    @property
-    def asked(self) -> int:
-        """Questions waiting or being answered."""
-        return len(self._asked)
 
     @property
     def active(self) -> int:
@@ -191,8 +169,7 @@ class Reasoner:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        for pending in self._open_questions():
-            pending.fail(EngineClosedError('the engine was closed before the answer was complete'))
+        self.desk.close('the engine was closed before the answer was complete')
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread's end; False when it did not come."""
@@ -200,22 +177,8 @@ class Reasoner:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _open_questions(self) -> list[PendingAnswer]:
+    def _wake(self) -> None:
         with self._changed:
-            return list(self._asked.values())
-
-    def _position(self, pending: PendingAnswer) -> int:
-        return sum(other.number < pending.number for other in self._open_questions())
-
-    def _ended(self, pending: PendingAnswer, error: TwwError | None) -> None:
-        if error is None:
-            self._counters.add(answers_done=1)
-        elif isinstance(error, CancelledError):
-            self._counters.add(answers_cancelled=1)
-        else:
-            self._counters.add(answers_failed=1)
-        with self._changed:
-            self._asked.pop(pending.number, None)
             self._changed.notify_all()
 
     # The loop
@@ -240,25 +203,18 @@ class Reasoner:
             with self._changed:
                 self._stopping = True
                 self._changed.notify_all()
-            for pending in self._open_questions():
-                pending.fail(EngineClosedError(
-                    'the engine stopped before the answer was complete; see its log'))
+            self.desk.close('the engine stopped before the answer was complete; see its log')
 
     def _sleep(self) -> bool:
         """Wait for news or for the nearest deadline; False when stopping."""
         with self._changed:
             if not self._inbox and not self._stopping:
-                now_s = time.monotonic()
-                limits = [p.asked_s + p.question.timeout_s - now_s for p in self._asked.values()
-                          if p.question.timeout_s]
-                self._changed.wait(max(0.0, min(limits)) + 1e-3 if limits else None)
+                self._changed.wait(self.desk.wait_s())
             return not self._stopping
 
     def _admit(self) -> None:
         """Take from the inbox all that needs no step, up to the next patch."""
-        now_s = time.monotonic()
-        for pending in self._open_questions():
-            pending.expired(now_s)
+        self.desk.expire()
         # Before new answers begin, because a session whose round was cut short is free again.
         for answering in list(self._answers):
             if answering.pending.error() is not None:

@@ -131,13 +131,13 @@ class VideoLanguageModel:
         ).last_hidden_state[0]                                                  # [N, E]
         rows, counts = [], []
         for span, place in zip(spans, plan.spans, strict=True):
-            span.block.commit(len(span.run), span.run.end)
             wanted = {'none': 0, 'last': 1, 'all': len(span.run)}[span.logits]
             rows += range(place.last - wanted, place.last)
             counts.append(wanted)
-        if not rows:
-            return [None] * len(spans)
         logits = self.hf.lm_head(hidden[rows]).float()                          # [rows, vocab]
+        # Nothing counts before everything is computed: a step that fails changes no block.
+        for span in spans:
+            span.block.commit(len(span.run), span.run.end)
         return [part if len(part) else None for part in logits.split(counts)]
 
     def _visual(self, spans: Sequence[Span], embeds: torch.Tensor
