@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -190,9 +191,12 @@ def test_node_that_goes_away(start_node: Callable, bikes_bag: Path) -> None:
     node = start_node({'watch.sample_fps': 60.0}, scripted_s=0.2)
     with TwwClient() as client:
         client.wait_until_ready(90.0)
-        threading.Timer(1.0, node.process.kill).start()
-        with pytest.raises(ReplayError, match='has been silent'):
-            publish_bag(read_bag(bikes_bag), rate=0.0)
+        with ThreadPoolExecutor() as pool:
+            replay = pool.submit(publish_bag, read_bag(bikes_bag), rate=0.0)
+            client.wait_for(lambda status: status.images_received >= 1, 60.0)
+            node.process.kill()
+            with pytest.raises(ReplayError, match='has been silent'):
+                replay.result(60.0)
 
 
 @pytest.mark.timeout(120)

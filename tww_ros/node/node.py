@@ -11,6 +11,7 @@ executor and are short. The node does not know how the engine works and never to
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import traceback
@@ -29,7 +30,13 @@ from std_srvs.srv import SetBool
 from tww_interfaces.msg import MemoryStatus, SegmentNote
 from tww_interfaces.srv import CloseSession, ListSegments
 from tww_ros.config import NodeConfig
-from tww_ros.errors import EngineClosedError, FrameError, TwwError, UnknownCameraError
+from tww_ros.errors import (
+    EngineClosedError,
+    FrameError,
+    ModelError,
+    TwwError,
+    UnknownCameraError,
+)
 from tww_ros.node.compat import Bell, steady_timer
 from tww_ros.node.conversions import (
     DEFAULT_SESSION,
@@ -325,6 +332,10 @@ class TwwNode(Node):
 
 def _load_checkpoint(node: NodeConfig) -> Any:
     # Imported here: torch and transformers take seconds, and the node answers meanwhile.
-    from tww_ros import load_model
+    try:
+        from tww_ros import load_model
+    except ImportError as error:
+        raise ModelError(f'{error}; expected torch, transformers and bitsandbytes in the Python '
+                         f'that runs the node ({sys.executable}); install them there') from error
     return load_model(node.model, quantization=node.quantization, device=node.device,
                       dtype=node.dtype, positions=node.positions, prompts=node.prompts)
