@@ -189,7 +189,7 @@ def test_tww_starts_without_ros_and_without_torch():
 def shell(code: str, cwd: Path, **env: str) -> str:
     """What a bash script prints after scripts/lib/env.sh in `cwd` has been sourced."""
     result = subprocess.run(['bash', '-euc', 'source scripts/lib/env.sh; ' + code], cwd=cwd,
-                            env={'PATH': os.environ['PATH'], 'HOME': '/home/x', **env},
+                            env={'PATH': os.environ['PATH'], 'HOME': '/somewhere', **env},
                             capture_output=True, text=True, timeout=60)
     return (result.stdout + result.stderr).strip()
 
@@ -208,9 +208,9 @@ def checkout(tmp_path):
 
 
 def test_environment_lies_where_paths_have_no_space(checkout):
-    state = shell('tww_locate; echo $STATE', checkout, XDG_CACHE_HOME='/home/x/cache')
-    assert re.fullmatch(r'/home/x/cache/tww_ros/[0-9a-f]{12}/kilted', state)
-    state = shell('tww_locate jazzy; echo $STATE', checkout, XDG_CACHE_HOME='/home/a b/cache')
+    state = shell('tww_locate; echo $STATE', checkout, XDG_CACHE_HOME='/somewhere/cache')
+    assert re.fullmatch(r'/somewhere/cache/tww_ros/[0-9a-f]{12}/kilted', state)
+    state = shell('tww_locate jazzy; echo $STATE', checkout, XDG_CACHE_HOME='/some where/cache')
     assert re.fullmatch(r'/var/tmp/cache-\d+/tww_ros/[0-9a-f]{12}/jazzy', state)
     state = shell('tww_locate; echo $STATE', checkout, TWW_STATE_DIR='/opt/tww')
     assert state == '/opt/tww/kilted'
