@@ -155,6 +155,37 @@ def test_timing_changes_nothing():
         same_answer(one, other)
 
 
+@pytest.mark.parametrize(('scheme', 'style'), SCHEMES)
+def test_a_new_epoch_begins_as_a_new_engine_does(scheme, style):
+    """A bag that loops: behind the jump every bit is as if the old epoch had never been."""
+    loaded = model(scheme, style)
+
+    def recorded(*stories):
+        with pytest.MonkeyPatch.context() as patch:
+            recorder = Recorder(loaded, patch)
+            with Engine(loaded, CONFIG) as engine:
+                for frames, start_s in stories:
+                    for index, image in enumerate(frames):
+                        engine.feed(Frame(round((start_s + index / 2) * 1e9), 'camera', image))
+                answer = engine.ask(Question('What is it?', max_new_tokens=6)).result(60)
+                assert engine.drain(60)
+                segments = engine.memory.segments()
+        return recorder.list(), answer, segments
+
+    old, new = stock.noise(3, 64, 64, seed=1), stock.noise(6, 64, 64, seed=2)
+    both, answer, segments = recorded((old, 100.0), (new, 40.0))
+    alone, same, _ = recorded((new, 7.0))
+    assert [s.epoch for s in segments] == [0, 1, 1] and segments[0].closed_by == 'epoch'
+    # The old epoch's odd last frame is still told by the old clock.
+    assert loaded.decode(both[1].ids) == '<0.2 seconds><1.0 seconds>'
+    assert answer.token_ids == same.token_ids and answer.reused_tokens == same.reused_tokens
+    for one, other in zip([both[0], *both[3:]], alone, strict=True):
+        assert one.ids == other.ids
+        size = len(one.ids)
+        assert torch.equal(one.block.keys[:, :, :size], other.block.keys[:, :, :size])
+        assert torch.equal(one.block.values[:, :, :size], other.block.values[:, :, :size])
+
+
 def test_a_span_does_not_depend_on_what_shares_its_step():
     """Reading, a note's token, two answers' tokens and a question: packed as alone, to 1e-5."""
     loaded = model('continuous', 'stock')
@@ -196,7 +227,6 @@ def test_a_span_does_not_depend_on_what_shares_its_step():
 def test_the_recorded_story_is_the_one_that_was_told():
     """`told` would notice a block too many: here nothing but the story's own units."""
     story = [segment('r0', 0.0), Ask('a1', 'a', 'What?')]
-    recorder, answers, segments = None, None, None
     with pytest.MonkeyPatch.context() as patch:
         recorder, answers, segments = run(model('continuous', 'stock'), CONFIG, story, patch)
     assert len(recorder.list()) == 5                                   # header, R, C, Q, A

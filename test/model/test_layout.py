@@ -6,7 +6,9 @@ token in every layer: from the second layer on they hold what all attention befo
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import threading
 
 import pytest
 import torch
@@ -218,6 +220,35 @@ def test_windows_and_budgets_equal_naive_float64(scheme, memory, budgets, monkey
     assert lost, 'nothing was dropped: this story does not test what it should'
     if budgets.held < 10_000:
         assert {s.tier for s in segments} == {'device', 'note'}
+
+
+@pytest.mark.parametrize(('scheme', 'style'), [('continuous', 'stock'), ('decoupled', 'tww')])
+def test_notes_that_lag_behind_the_reading_equal_naive_float64(scheme, style, monkeypatch):
+    """Live, all frames are there before the first step: notes are packed with later segments."""
+    story = [segment(f'r{n}', 2.0 * n) for n in range(5)]
+    loaded, seen, all_seen = model(scheme, style), [], threading.Event()
+    encode, step = loaded.encode_patch, loaded.step
+
+    def count(pixels):
+        seen.append(pixels)
+        if len(seen) == len(story):
+            all_seen.set()
+        return encode(pixels)
+
+    def wait(spans):
+        assert all_seen.wait(30)
+        return step(spans)
+
+    monkeypatch.setattr(loaded, 'encode_patch', count)
+    monkeypatch.setattr(loaded, 'step', wait)
+    live = dataclasses.replace(config(), step=StepConfig(chunk_tokens=29))
+    recorder, _, _ = run(loaded, live, story, monkeypatch)
+    layout = lay_out(loaded.tokenizer, recorder, story, style, note_limit=NOTE_LIMIT)
+    check(layout, scheme)
+    order = [id(layout.blocks[name].block) for name in ('r3', 'note r1')]
+    used = [id(span.block) for spans in recorder.steps for span in spans]
+    assert used.index(order[0]) < used.index(order[1]), 'this note did not lag behind'
+    assert max(map(len, recorder.steps)) == 2
 
 
 @pytest.mark.parametrize(('scheme', 'style'), [('continuous', 'stock'), ('decoupled', 'tww')])
