@@ -13,7 +13,7 @@ FRONT = CameraState('front', '/front/image', images=9, silent_s=0.1, publishers=
     (FRONT, ''),
     (CameraState('front', '/front/image', 0, STALE_S, 0), 'no publisher; check the topic name'),
     (CameraState('front', '/front/image', 0, STALE_S, 1), 'check QoS'),
-    (CameraState('front', '/front/image', 9, STALE_S, 1), 'no image for 5 s'),
+    (CameraState('front', '/front/image', 9, STALE_S, 1), 'no image for more than 5 s'),
 ])
 def test_complaint(camera: CameraState, text: str) -> None:
     assert text in camera.complaint()

@@ -16,8 +16,16 @@ def test_says_once_then_counts() -> None:
     assert throttle.admit('b') == 'b'
 
 
+def test_numbers_do_not_make_it_another_complaint() -> None:
+    throttle = Throttle(10.0, clock=lambda: 0.0)
+    assert throttle.admit('/a: 17 bytes are no JPEG') == '/a: 17 bytes are no JPEG'
+    assert throttle.admit('/a: 2384 bytes are no JPEG') == ''
+    assert throttle.admit('/a2: 17 bytes are no JPEG') != ''
+    assert throttle.admit('/a3: 17 bytes are no JPEG') != ''
+
+
 def test_memory_is_bounded() -> None:
     throttle = Throttle(10.0, clock=lambda: 0.0)
     for number in range(10 * TEXTS_KEPT):
-        assert throttle.admit(str(number)) == str(number)
+        assert throttle.admit('x' * number) == 'x' * number
     assert len(throttle._said) == TEXTS_KEPT

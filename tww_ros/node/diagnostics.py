@@ -35,7 +35,7 @@ class CameraState:
         if self.images == 0:
             return (f'{self.topic}: {self.publishers} publishers and no image yet; check QoS '
                     '(parameter image_reliability), image_transport and the network')
-        return f'{self.topic}: no image for {self.silent_s:.0f} s'
+        return f'{self.topic}: no image for more than {STALE_S:g} s'
 
 
 class Diagnostics:
@@ -53,10 +53,12 @@ class Diagnostics:
             'frames dropped': status.frames_dropped, 'frames waiting': status.frames_waiting,
             'images rejected': status.images_rejected, 'notes waiting': status.notes_waiting,
             'answers active': status.answers_active, 'answers waiting': status.answers_waiting,
-            'memory bytes': status.memory_bytes,
+            'memory bytes': status.memory_bytes, 'last error': status.last_error,
             'ingest lag s': f'{status.ingest_lag.sec + status.ingest_lag.nanosec / 1e9:.3f}',
         }
-        values.update({f'{camera.name}: images': camera.images for camera in cameras})
+        for camera in cameras:
+            values[f'{camera.name}: images'] = camera.images
+            values[f'{camera.name}: seconds since the last'] = f'{camera.silent_s:.1f}'
         array = DiagnosticArray(status=[DiagnosticStatus(
             level=level, name=f'{self._hardware_id}: memory', message=message,
             hardware_id=self._hardware_id,

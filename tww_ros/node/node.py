@@ -63,7 +63,7 @@ LoadModel = Callable[[NodeConfig], Any]
 
 
 class TwwNode(Node):
-    """The node `tww`. Loading starts in the constructor; close() ends everything it started.
+    """The node `tww`. Loading starts in the constructor; close_engine() ends its threads.
 
     load: makes the model from the parameters; tests give one that makes a ScriptedModel.
     Raises ConfigError when a parameter does not fit. `failure` holds the error when the model
@@ -209,8 +209,9 @@ class TwwNode(Node):
         topic = self._subscriptions_by_camera[camera].topic_name
         try:
             image = convert(message, topic)
-            self._engine.push(Frame(stamp_ns=self._stamp_ns(message, topic), camera=camera,
-                                    image=image))
+            frame = Frame(stamp_ns=self._stamp_ns(message, topic), camera=camera, image=image)
+            if not self._engine.push(frame):
+                self._ignored += 1
         except TwwError as error:
             self._rejected += 1
             self._complain(f'image rejected: {error}')
@@ -280,6 +281,8 @@ class TwwNode(Node):
     def _publish_status(self) -> None:
         self._last_status = self.status()
         self._status.publish(self._last_status)
+        if self._engine is not None and self._last_status.last_error:
+            self._complain(f'the engine reports: {self._last_status.last_error}')
 
     def status(self) -> MemoryStatus:
         """The present state."""
