@@ -21,7 +21,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from bitsandbytes.nn import Linear4bit
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -40,6 +39,8 @@ SCHEMES = ('auto', 'continuous', 'decoupled')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 # bitsandbytes says this once per layer and step; the cast is what LLM.int8 is.
 logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)
+# Nor is the hub's kernel needed that it asks for when it is imported: it has its own.
+logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR)
 # Kept in the compute dtype: the vision tower feeds every layer, the head decides every token.
 SKIP_QUANTIZATION = ['lm_head', 'model.visual']
 TOKENIZER_FILES = ('tokenizer.json', 'vocab.json')
@@ -201,11 +202,12 @@ def _from_pretrained(source: str, quantization: str, device: torch.device,
         raise ModelError(f'{source}: {len(missing)} weights are missing, among them {missing[0]}; '
                          'the checkpoint is incomplete, download or save it again')
     if quantization == 'nf4' and device.type == 'cpu' and dtype == torch.float32:
+        import bitsandbytes.nn
         # On CPUs with AVX512-BF16 bitsandbytes rounds activations to bfloat16 whatever dtype was
         # asked for, an error of 0.02 in the logits; float32 means float32, and dtype='bfloat16'
         # still takes that quick path.
         for module in model.modules():
-            if isinstance(module, Linear4bit):
+            if isinstance(module, bitsandbytes.nn.Linear4bit):
                 module.support_avx512bf16_for_cpu = False
     return model
 
