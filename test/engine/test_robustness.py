@@ -239,10 +239,8 @@ def test_notes_that_fall_behind_are_skipped_live_and_never_offline(start, determ
     stats = engine.stats()
     assert stats.notes_written + stats.notes_skipped == stats.segments == 8
     assert (stats.notes_skipped == 0) == deterministic
-    assert engine.memory.notes()[-1].segment_id == 7
-    if not deterministic:
-        # One is written, one waits; the reading of all others overtakes it.
-        assert [note.segment_id for note in engine.memory.notes()] == [0, 6, 7]
+    noted = [note.segment_id for note in engine.memory.notes()]
+    assert (noted[0], noted[-1]) == (0, 7)                                  # under way, and newest
 
 
 def test_without_notes(start):
