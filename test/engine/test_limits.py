@@ -5,7 +5,7 @@ import sys
 import pytest
 from engine.harness import WAIT_S, clip, frame, threads, watch
 
-from tww_ros import Engine, Question
+from tww_ros import Engine, Question, load_model
 from tww_ros.errors import (
     BusyError,
     EngineClosedError,
@@ -147,7 +147,8 @@ def test_special_tokens_in_a_question_are_plain_characters(start, tiny):
     assert choice.token_ids in (tuple(ids), tuple(tiny.encode_user('no')))
 
 
-@pytest.mark.parametrize('make', [ScriptedModel], ids=['scripted'])
+@pytest.mark.parametrize('make', [ScriptedModel, lambda: load_model('tiny-random')],
+                         ids=['scripted', 'tiny'])
 def test_special_tokens_stay_characters_while_others_tokenize(make):
     """A tokenizer has one switch for this; askers and the engine tokenize at the same time."""
     model, wrong = make(), []

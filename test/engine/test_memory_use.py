@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from engine.harness import SMALL, WAIT_S, S, clip, frame, watch
+from engine.harness import SMALL, WAIT_S, Gate, S, clip, frame, until, watch
 
 from tww_ros import Engine, EngineConfig, Question
 from tww_ros.errors import NothingSeenError
@@ -23,6 +23,11 @@ class Heavy(ScriptedModel):
     def __init__(self, **options):
         super().__init__(**options)
         self.block_shape = BlockShape(1, 1, self.head_dim, torch.float32, self.device)
+        self.patches = 0
+
+    def encode_patch(self, pixels):
+        self.patches += 1
+        return super().encode_patch(pixels)
 
 
 class Middling(Heavy):
@@ -92,6 +97,21 @@ def test_a_real_model_within_the_smallest_budget(start, tiny):
     answer = engine.ask(Question('what?', max_new_tokens=2)).result(WAIT_S)
     assert answer.completion_tokens == 2
     assert answer.evidence[0].segment_id == infos[-1].id
+
+
+def test_a_late_note_does_not_cost_the_newest_segment_its_place(start):
+    """Notes come after their segments; whatever they take, they take from the oldest."""
+    gate = Gate(lambda spans: any('In one short' in model.decode(s.run.ids) for s in spans))
+    model = Heavy(before_step=gate)
+    engine = start(model, memory__device_bytes=BUDGET, note__max_new_tokens=20)
+    gate.close()
+    for one in clip(0, 6.5):
+        engine.push(one)
+    gate.wait()                                                             # the first note's step
+    until(lambda: model.patches == 6, 'everything was there to be read')
+    gate.open()
+    assert engine.drain(WAIT_S)
+    assert [info.tier for info in engine.memory.segments()] == ['note'] * 3 + ['device']
 
 
 def test_an_answer_under_way_keeps_what_it_saw(start, gate):

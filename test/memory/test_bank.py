@@ -52,7 +52,7 @@ class Held:
 
 
 class Brute:
-    """The rules as searches: oldest segment first, then oldest note, never the newcomer."""
+    """The rules as searches: oldest segment first, then oldest note, never the newest's."""
 
     def __init__(self, budget_tokens, max_segments):
         self.budget, self.max_segments, self.held = budget_tokens, max_segments, []
@@ -62,7 +62,7 @@ class Brute:
 
     def add(self, new):
         self.held.append(Held(new, new.block.length))
-        self._make_room(new)
+        self._make_room()
         while len(self.held) > self.max_segments:
             self.held.pop(0)
 
@@ -70,11 +70,11 @@ class Brute:
         for held in self.held:
             if held.record is of:
                 held.note_tokens = tokens
-                self._make_room(of)
+                self._make_room()
 
-    def _make_room(self, newcomer):
+    def _make_room(self):
         while self.total() > self.budget:
-            others = [h for h in self.held if h.record is not newcomer]
+            others = self.held[:-1]
             with_block = [h for h in others if h.tokens is not None]
             with_note = [h for h in others if h.note_tokens is not None]
             if with_block:

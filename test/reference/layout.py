@@ -275,7 +275,7 @@ def lay_out(tokenizer: object, recorder: Recorder, story: Sequence[Segment | Ask
             add_generated(reply, text.answer_closer, ask.name, marks(text.answer_ends),
                           event.limit)
             own.append(reply.name)
-        place = (max(order[s.name] for s in seen), 2, len(earlier))
+        place = (max(order[s.name] for s in closed), 2, len(earlier))
         earlier.append((place, own))
     assert not recorded, f'{len(recorded)} blocks of the engine have no place in the layout'
     return layout

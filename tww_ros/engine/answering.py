@@ -37,8 +37,12 @@ def question_ids(model: StepModel, question: Question) -> list[int]:
 
 
 def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessions: Sessions,
-           session: Session, sink: Entry, seen: list[Resident]) -> Program[None]:
-    """Answer one question; `seen`: what memory held when it was asked, oldest first, not empty."""
+           session: Session, sink: Entry, seen: list[Resident], after: int) -> Program[None]:
+    """Answer one question.
+
+    seen: what it may see of memory as it was when it was asked, oldest first, not empty.
+    after: order of the newest segment then, seen or not: the round's place in time.
+    """
     question, style, chunk = pending.question, model.style, config.step.chunk_tokens
     pending.started_s = time.monotonic()
     placed = [(item.place, item.entry) for item in seen] + session.entries()
@@ -96,7 +100,7 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
 
     yield from prefill(block, block_view, closer, chunk, logits='none')
     own.append(Entry(block, 'target'))
-    sessions.add(session, Round(max(item.record.order for item in seen), tuple(own)))
+    sessions.add(session, Round(after, tuple(own)))
 
 
 class _Stream:

@@ -10,6 +10,7 @@ depends on the video alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -141,7 +142,9 @@ class Reader:
             return
         record = reading.record
         record.closed_by = item.closed_by
-        record.block.seal()
+        # Sealing copies; without room for the copy the block is kept as it is.
+        with contextlib.suppress(RuntimeError):
+            record.block.seal()
         self._next_position[record.camera] = record.block.end
         self._bank.add(record)
         on_closed(record)

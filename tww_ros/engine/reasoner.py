@@ -78,6 +78,7 @@ class _Waiting:
     pending: PendingAnswer
     session: Session
     seen: list[Resident]
+    after: int
 
 
 @dataclass(eq=False)
@@ -293,7 +294,7 @@ class Reasoner:
                 f'nothing{where} is in memory{when} yet; check that images arrive, or ask later'))
             return
         session = self._sessions.get(question.session)
-        self._waiting.append(_Waiting(pending, session, seen))
+        self._waiting.append(_Waiting(pending, session, seen, self._bank.newest_order))
 
     def _begin_answers(self) -> None:
         self._waiting = [w for w in self._waiting if not w.pending.done()]
@@ -303,7 +304,8 @@ class Reasoner:
             self._waiting.remove(waiting)
             waiting.session.busy = True
             program = answer(self._model, self._config, waiting.pending, self._sessions,
-                             waiting.session, Entry(self._reader.sink, 'source'), waiting.seen)
+                             waiting.session, Entry(self._reader.sink, 'source'), waiting.seen,
+                             waiting.after)
             try:
                 self._answers.append(_Answering(waiting.pending, waiting.session, Job(program)))
             except Exception as error:

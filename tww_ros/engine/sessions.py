@@ -21,7 +21,7 @@ Place = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Round:
-    """One question and its answer; `after` = order of the newest segment that it could see."""
+    """One question and its answer; `after` = order of the newest segment when it was asked."""
 
     after: int
     entries: tuple[Entry, ...]

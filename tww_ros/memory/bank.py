@@ -76,6 +76,7 @@ class MemoryBank:
         self._config = config
         self._records: OrderedDict[int, SegmentRecord] = OrderedDict()
         self._lock = threading.Lock()
+        self._newest_order = -1
         self._nbytes = 0
         self._tokens = 0
 
@@ -101,6 +102,11 @@ class MemoryBank:
         """Tokens of KV held by segments and notes."""
         return self._tokens
 
+    @property
+    def newest_order(self) -> int:
+        """Order of the segment opened last among those ever added; -1 before the first."""
+        return self._newest_order
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -110,8 +116,9 @@ class MemoryBank:
         """Take a segment whose keys and values are complete, and make room for it."""
         with self._lock:
             self._records[record.id] = record
+            self._newest_order = max(self._newest_order, record.order)
             self._count(record.block, +1)
-            self._evict(keep=record)
+            self._evict()
 
     def attach_note(self, record: SegmentRecord, note: Note, block: KVBlock) -> None:
         """Add the note of a segment; a segment that was forgotten meanwhile is left alone."""
@@ -119,7 +126,7 @@ class MemoryBank:
             if record.id in self._records:
                 record.note, record.note_block = note, block
                 self._count(block, +1)
-                self._evict(keep=record)
+                self._evict()
 
     def get(self, segment_id: int) -> SegmentRecord | None:
         """The record of one segment, or None when it was forgotten."""
@@ -171,13 +178,15 @@ class MemoryBank:
                         chosen.append(Resident((record.order, kind), entry, record))
         return sorted(chosen, key=lambda item: item.place)
 
-    def _evict(self, keep: SegmentRecord) -> None:
+    def _evict(self) -> None:
         if self._nbytes > self._config.device_bytes:
+            # Not the one that a late note was just added to: an older segment would outlive it.
+            newest = next(reversed(self._records.values()))
             for field in ('block', 'note_block'):
                 for record in self._records.values():
                     if self._nbytes <= self._config.device_bytes:
                         break
-                    if record is not keep and getattr(record, field) is not None:
+                    if record is not newest and getattr(record, field) is not None:
                         self._count(getattr(record, field), -1)
                         setattr(record, field, None)
         while len(self._records) > self._config.max_segments:

@@ -16,6 +16,7 @@ the same time.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -41,6 +42,9 @@ class VideoLanguageModel:
         text = model.config.text_config
         self.hf = model.eval()
         self.tokenizer = tokenizer
+        # Whether special tokens are split is a switch inside the tokenizer, which callers of
+        # ask() and the engine's threads would turn under each other.
+        self._tokenizing = threading.Lock()
         self.name = name
         self.scheme = scheme
         self.style = style
@@ -80,11 +84,14 @@ class VideoLanguageModel:
         """Token ids of our own text, special tokens recognised."""
         if text in LITERAL_IDS:
             return [self._mark_id(text)]
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        with self._tokenizing:
+            return self.tokenizer.encode(text, add_special_tokens=False)
 
     def encode_user(self, text: str) -> list[int]:
         """Token ids of a user's text; special tokens written in it are plain characters."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        with self._tokenizing:
+            return self.tokenizer.encode(text, add_special_tokens=False,
+                                         split_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
