@@ -5,6 +5,7 @@
     ├── ModelError           a checkpoint is missing, of another kind, or fails its self-test
     ├── FrameError           one image is malformed; the stream goes on
     ├── QuestionError        one question cannot be answered as asked; the engine goes on
+    │   ├── QuestionTooLongError   it has more tokens than are read
     │   ├── UnknownCameraError     it names a camera that has never sent a frame
     │   ├── UnknownSessionError    it closes or continues a session that does not exist
     │   ├── NothingSeenError       it was asked before the first frame entered memory
@@ -36,6 +37,10 @@ class FrameError(TwwError):
 
 class QuestionError(TwwError):
     """One question cannot be answered as asked; the engine goes on."""
+
+
+class QuestionTooLongError(QuestionError):
+    """The question has more tokens than are read."""
 
 
 class UnknownCameraError(QuestionError):

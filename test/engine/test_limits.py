@@ -11,6 +11,7 @@ from tww_ros.errors import (
     EngineClosedError,
     NothingSeenError,
     QuestionError,
+    QuestionTooLongError,
     UnknownCameraError,
 )
 from tww_ros.model.scripted import ScriptedModel
@@ -70,7 +71,7 @@ def test_question_of_a_megabyte_is_refused_at_once(start, monkeypatch):
     monkeypatch.setattr(engine.model, 'encode_user', tokenized.append)
     with pytest.raises(QuestionError, match=r'1048576 characters.*shorten'):
         engine.ask(Question('x' * (1 << 20)))
-    with pytest.raises(QuestionError, match='too long'):
+    with pytest.raises(QuestionTooLongError, match='too long'):
         engine.ask(Question('which?', choices=('a' * (1 << 20), 'b')))
     assert tokenized == []
     monkeypatch.undo()

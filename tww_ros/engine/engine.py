@@ -29,7 +29,7 @@ from tww_ros.engine.watcher import Watcher
 from tww_ros.errors import (
     EngineClosedError,
     NothingSeenError,
-    QuestionError,
+    QuestionTooLongError,
     UnknownCameraError,
 )
 from tww_ros.memory.bank import MemoryBank
@@ -168,14 +168,16 @@ class Engine:
         limits = self.config.answer
         characters = len(question.text) + sum(map(len, question.choices))
         if characters > limits.max_question_tokens * CHARACTERS_PER_TOKEN:
-            raise QuestionError(f'the question is too long: {characters} characters, and at most '
-                                f'{limits.max_question_tokens} tokens are read; shorten it, or '
-                                'raise answer.max_question_tokens')
+            raise QuestionTooLongError(
+                f'the question is too long: {characters} characters, and at most '
+                f'{limits.max_question_tokens} tokens are read; shorten it, or '
+                'raise answer.max_question_tokens')
         tokens = len(question_ids(self.model, question))
         if tokens > limits.max_question_tokens:
-            raise QuestionError(f'the question is too long: {tokens} tokens, at most '
-                                f'{limits.max_question_tokens}; shorten it, or raise '
-                                'answer.max_question_tokens')
+            raise QuestionTooLongError(
+                f'the question is too long: {tokens} tokens, at most '
+                f'{limits.max_question_tokens}; shorten it, or raise '
+                'answer.max_question_tokens')
         cameras = self._watcher.cameras
         unknown = sorted(set(question.cameras) - cameras)
         if unknown:

@@ -133,7 +133,13 @@ class Watcher:
 
     def _loop(self) -> None:
         log.debug('watcher started')
-        limit_threads(self._model.device, self._config.step.cpu_threads)
+        try:
+            limit_threads(self._model.device, self._config.step.cpu_threads)
+            self._watch_on()
+        except Exception as error:
+            self._report('the watcher ended; no frame will be watched any more', error)
+
+    def _watch_on(self) -> None:
         while True:
             item = self._next()
             if self._stopping:

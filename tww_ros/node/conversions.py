@@ -27,6 +27,7 @@ _CODES: dict[type[BaseException], int] = {
     errors.AnswerTimeoutError: Ask.Response.TIMEOUT,
     errors.CancelledError: Ask.Response.CANCELLED,
     errors.NothingSeenError: Ask.Response.NOTHING_SEEN,
+    errors.QuestionTooLongError: Ask.Response.QUESTION_TOO_LONG,
     errors.UnknownCameraError: Ask.Response.UNKNOWN_CAMERA,
     errors.UnknownSessionError: Ask.Response.UNKNOWN_SESSION,
 }

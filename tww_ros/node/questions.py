@@ -21,10 +21,9 @@ from rclpy.task import Future
 
 from tww_interfaces.action import Query
 from tww_interfaces.srv import Ask
-from tww_ros.errors import CancelledError, QuestionError, TwwError
+from tww_ros.errors import CancelledError, TwwError
 from tww_ros.node.compat import Bell, steady_timer
 from tww_ros.node.conversions import (
-    RequestError,
     fill_answer,
     fill_error,
     question_from,
@@ -107,14 +106,7 @@ class Questions:
         return result
 
     def _start(self, request: Any) -> Any:
-        question = question_from(request)
-        try:
-            return self._engine().ask(question)
-        except QuestionError as error:
-            if type(error) is not QuestionError:
-                raise
-            # What is wrong in itself has been refused above; only the tokenizer knows the length.
-            raise RequestError(Ask.Response.QUESTION_TOO_LONG, str(error)) from error
+        return self._engine().ask(question_from(request))
 
     async def _answer(self, pending: Any) -> Any:
         future = Future()
