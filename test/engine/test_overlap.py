@@ -1,5 +1,7 @@
 """Watching goes on while an answer is written, and the other way round."""
 
+import itertools
+
 import pytest
 from engine.harness import WAIT_S, S, clip, frame, until, watch
 
@@ -155,3 +157,36 @@ def test_many_questions_and_frames_in_turn_keep_their_places(start):
     for number, question in enumerate(pending):
         assert question.result(WAIT_S).as_of_ns == number * S // 2
     assert engine.stats().answers_done == 100
+
+
+def test_a_note_lets_an_answer_pass_until_its_first_token_but_not_for_ever(start, gate):
+    steps = []
+
+    def before(spans):
+        gate(spans)
+        steps.append([span.view.tokens and len(span.run) for span in spans])
+
+    engine = start(ScriptedModel(note='a note of some length', before_step=before),
+                   step__chunk_tokens=1)
+    watch(engine, clip(0, 2))
+    gate.close()
+    for one in clip(2, 4):
+        engine.push(one)
+    # The question closes the segment, so that its note and the question begin together.
+    pending = engine.ask(Question('q' * 60, max_new_tokens=1))
+    while not engine.stats().answers_active:
+        gate.let()
+    gate.wait()
+    begun, written = len(steps), engine.stats().notes_written
+    while pending.first_token_s is None:
+        gate.let()
+        gate.wait()
+    spans = [len(step) for step in steps[begun:]]
+    gate.open()
+    assert pending.result(WAIT_S).text
+    assert engine.drain(WAIT_S)
+    # One span a step: the question's; every ninth step the note has one too, and is written.
+    together = [number for number, count in enumerate(spans) if count == 2]
+    assert len(spans) > 60 and set(spans) == {1, 2}
+    assert {later - earlier for earlier, later in itertools.pairwise(together)} == {9}
+    assert engine.stats().notes_written == written + 1

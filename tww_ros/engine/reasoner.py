@@ -49,6 +49,9 @@ from tww_ros.types import Note, SegmentInfo
 
 log = logging.getLogger(__name__)
 
+# Steps in a row that a note lets pass for answers that wait for their first token.
+NOTE_PATIENCE = 8
+
 
 @dataclass(frozen=True)
 class QuestionItem:
@@ -119,6 +122,7 @@ class Reasoner:
         self._notes: deque[_Noting] = deque()
         self._drains: list[tuple[tuple[_Noting, ...], threading.Event]] = []
         self._newest_epoch = 0
+        self._yielded = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name='tww-reasoner', daemon=True)
 
@@ -337,9 +341,18 @@ class Reasoner:
         chunk = self._reader.span()
         if chunk is not None:
             work.append((self._reader, [chunk]))
-        if self._notes and self._notes[0].job is not None:
+        if self._notes and self._notes[0].job is not None and not self._note_yields():
             work.append((self._notes[0], self._notes[0].job.spans))
         return work[:1] if self._config.step.deterministic else work
+
+    def _note_yields(self) -> bool:
+        """Whether the note lets an answer pass that has no token yet, so that it comes sooner.
+
+        Not for ever: with one question after the other notes are still written.
+        """
+        urgent = any(a.pending.first_token_s is None for a in self._answers)
+        self._yielded = self._yielded + 1 if urgent and self._yielded < NOTE_PATIENCE else 0
+        return self._yielded > 0
 
     def _step(self, work: list[tuple[object, list[Span]]]) -> None:
         spans = [span for _, part in work for span in part]
