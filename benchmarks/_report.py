@@ -109,12 +109,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that was measured, with + when the tree had changes."""
+    """The commit that was measured, with + when the tree had other changes than results."""
     def git(*words: str) -> str:
         return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True,
                               timeout=30, check=True).stdout.strip()
     try:
-        changed = '+' if git('status', '--porcelain') else ''
+        changed = '+' if git('status', '--porcelain', ':!benchmarks/results') else ''
         return git('rev-parse', '--short=12', 'HEAD') + changed
     except (OSError, subprocess.SubprocessError):
         return 'unknown'
