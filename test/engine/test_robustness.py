@@ -33,6 +33,18 @@ def told(engine):
 
 # Answers
 
+@pytest.mark.parametrize('timeout_s', [float('inf'), 1e12])
+def test_a_limit_that_no_lock_can_wait_for(start, monkeypatch, timeout_s):
+    engine = start(ScriptedModel())
+    watch(engine, clip(0, 2))
+    with monkeypatch.context() as patch:
+        # The question stays in front of the reasoner, which sleeps until its time is up.
+        patch.setattr(engine._watcher, 'mark', lambda mark: None)
+        held = ask(engine, timeout_s=timeout_s)
+    assert ask(engine, session='b').result(WAIT_S).text == 'yes'
+    assert held.cancel() and not engine.stats().last_error
+
+
 def test_one_bad_span_in_a_packed_step_fails_its_owner_alone(start, gate):
     engine = start(failing('poison', gate))
     watch(engine, clip(0, 2))

@@ -16,6 +16,9 @@ from tww_ros.engine.counters import Counters
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.errors import BusyError, CancelledError, EngineClosedError, TwwError
 
+# Locks cannot be waited for longer than some number of seconds that depends on the platform.
+LONGEST_WAIT_S = 3600.0
+
 
 class Desk:
     """Unfinished questions. `wake` is called when one comes or ends."""
@@ -52,11 +55,13 @@ class Desk:
             pending.expired(now_s)
 
     def wait_s(self) -> float | None:
-        """Seconds until the nearest deadline; None when there is none."""
+        """Seconds until the nearest deadline, an hour at most; None when there is none."""
         limits = [p.asked_s + p.question.timeout_s for p in self._questions()
                   if p.question.timeout_s]
+        if not limits:
+            return None
         # A little later, so that the deadline has passed when the sleeper wakes up.
-        return max(0.0, min(limits) - time.monotonic()) + 1e-3 if limits else None
+        return min(LONGEST_WAIT_S, max(0.0, min(limits) - time.monotonic()) + 1e-3)
 
     def close(self, reason: str) -> None:
         """Fail all questions, and take no more."""
