@@ -62,6 +62,16 @@ def test_given_values_arrive(context: rclpy.Context) -> None:
     node.destroy_node()
 
 
+def test_a_misspelt_name_is_told(context: rclpy.Context, capfd: pytest.CaptureFixture) -> None:
+    declare_parameters(node_with(context, {
+        'wach.sample_fps': 3.0, 'zzz': 1, 'note.enabled': False, 'use_sim_time': True,
+        'qos_overrides./image.subscription.depth': 3}))
+    told = [line for line in capfd.readouterr().err.splitlines() if '[WARN]' in line]
+    assert len(told) == 2
+    assert 'wach.sample_fps is unknown' in told[0] and 'mean watch.sample_fps?' in told[0]
+    assert 'zzz is unknown' in told[1] and 'docs/settings.md' in told[1]
+
+
 def test_a_running_node_does_not_change_its_settings(context: rclpy.Context) -> None:
     node = node_with(context, {})
     declare_parameters(node)

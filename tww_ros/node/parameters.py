@@ -8,6 +8,7 @@ themselves.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,7 +49,20 @@ def declare_parameters(node: Node) -> Parameters:
             # With one camera there is nothing to tell apart.
             entry = replace(entry, default=len(cameras) > 1)
         engine[entry.name] = _declare(node, entry)
+    _warn_of_unknown(node)
     return Parameters(NodeConfig(**own), EngineConfig.from_flat(engine), cameras)
+
+
+def _warn_of_unknown(node: Node) -> None:
+    """Tell of given parameters that do not exist; ROS passes over a misspelt one in silence."""
+    known = [entry.name for kind in (NodeConfig, EngineConfig) for entry in settings(kind)]
+    for name in node._parameter_overrides:
+        # QoS overrides are declared with their topics, later.
+        if node.has_parameter(name) or name.startswith('qos_overrides.'):
+            continue
+        close = difflib.get_close_matches(name, [*known, 'cameras'], 1)
+        hint = f'; did you mean {close[0]}?' if close else '; docs/settings.md lists all'
+        node.get_logger().warning(f'parameter {name} is unknown and has no effect{hint}')
 
 
 def descriptor(entry: Setting) -> ParameterDescriptor:
