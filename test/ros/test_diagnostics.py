@@ -1,9 +1,13 @@
 """What a human reads on /diagnostics."""
 
 import pytest
+import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.executors import SingleThreadedExecutor
 
 from tww_interfaces.msg import MemoryStatus
+from tww_ros.model.scripted import ScriptedModel
+from tww_ros.node import node as node_module
 from tww_ros.node.diagnostics import STALE_S, CameraState, Diagnostics
 
 FRONT = CameraState('front', '/front/image', images=9, silent_s=0.1, publishers=1)
@@ -45,3 +49,30 @@ def test_silent_camera_is_named() -> None:
     line, = Diagnostics('tww').report(status, [FRONT, silent]).status
     assert line.level == DiagnosticStatus.WARN and '/rear/image' in line.message
     assert {entry.key: entry.value for entry in line.values}['rear: images'] == '3'
+
+
+@pytest.mark.timeout(60)
+def test_the_log_tells_of_an_error_once(ros_env: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+                                        capfd: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(node_module, 'COMPLAINT_PERIOD_S', 0.0)
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context)
+    node = node_module.TwwNode(lambda _: ScriptedModel(), context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    try:
+        while node.status().state == MemoryStatus.LOADING:
+            executor.spin_once(timeout_sec=0.1)
+        for error, times in (('no room', 3), ('no paper', 2)):
+            node._engine._counters.last_error = error
+            for _ in range(times):
+                node._publish_status()
+            assert node.status().last_error == error
+        told = capfd.readouterr().err
+        assert told.count('the engine reports: no room') == 1
+        assert told.count('the engine reports: no paper') == 1
+    finally:
+        node.close_engine()
+        executor.shutdown(timeout_sec=1.0)
+        node.destroy_node()
+        rclpy.try_shutdown(context=context)

@@ -49,6 +49,8 @@ class VideoLanguageModel:
         self.scheme = scheme
         self.style = style
         self.quantization = quantization
+        # Once, because a status several times a second asks for the description.
+        self._weights_mb = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
         self.device = model.device
         self.dtype = model.model.language_model.embed_tokens.weight.dtype
         self.block_shape = BlockShape(text.num_hidden_layers, text.num_key_value_heads,
@@ -72,8 +74,7 @@ class VideoLanguageModel:
 
     def describe(self) -> str:
         """One line for logs and status."""
-        weights = sum(p.numel() * p.element_size() for p in self.hf.parameters())
-        return (f'{self.name}: {self.block_shape.layers} layers, {weights / 1e6:.1f} MB of '
+        return (f'{self.name}: {self.block_shape.layers} layers, {self._weights_mb:.1f} MB of '
                 f'weights ({self.quantization}), {self.dtype} on {self.device}, positions '
                 f'{self.scheme}, prompts {self.style.name}, {self.block_shape.token_bytes} bytes '
                 'of KV per token')

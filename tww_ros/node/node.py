@@ -83,6 +83,7 @@ class TwwNode(Node):
         self._rejected = 0
         self._ignored = 0
         self._last_image_s = dict.fromkeys(self.parameters.cameras, time.monotonic())
+        self._told_error = ''
         self._complaints = Throttle(COMPLAINT_PERIOD_S)
         self._bell = Bell(self, on_error=self._on_callback_error)
 
@@ -281,8 +282,11 @@ class TwwNode(Node):
     def _publish_status(self) -> None:
         self._last_status = self.status()
         self._status.publish(self._last_status)
-        if self._engine is not None and self._last_status.last_error:
-            self._complain(f'the engine reports: {self._last_status.last_error}')
+        error = self._last_status.last_error
+        # The status keeps the last error for good; the log tells of it when it is new.
+        if self._engine is not None and error != self._told_error:
+            self._told_error = error
+            self._complain(f'the engine reports: {error}')
 
     def status(self) -> MemoryStatus:
         """The present state."""
