@@ -161,7 +161,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     if report.skipped_topics:
         print(f'skipped, for want of their message types: {", ".join(report.skipped_topics)}')
     if report.lost:
-        print(f'{report.lost} images were lost on the way', file=sys.stderr)
+        print(f'{report.lost} images were lost on the way; start the node with '
+              'image_reliability:=reliable to lose none', file=sys.stderr)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,6 +109,17 @@ def test_every_message_in_order_with_a_clock(listen: Callable) -> None:
     assert ticks == sorted(ticks)
     assert {message.t_ns for message in messages} <= set(ticks)
     assert max(after - before for before, after in pairwise(ticks)) <= NS_PER_S // 10
+
+
+def test_arguments_of_the_program_are_not_for_ros(listen: Callable,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = listen({'/said': String})
+    # rcl refuses this rule when it is given it.
+    monkeypatch.setattr(sys, 'argv', ['tww', '--ros-args', '-r', '/words:='])
+    publish_bag([text(0, 0.0)], remap={'/words': '/said'})
+    assert listener.wait_for(1, '/said')[0].data == '0'
+    with TwwClient():
+        pass
 
 
 def test_rate_decides_the_pace(listen: Callable) -> None:

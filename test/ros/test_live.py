@@ -104,6 +104,8 @@ def test_cancelled_action_stops_within_a_few_steps(start_node: Callable, bikes_b
                 break
         result = stream.response(20.0)
         assert result.error_code == result.CANCELLED
+        received += ''.join(stream)
+        assert list(stream) == []
         with pytest.raises(CancelledError):
             stream.result()
         assert result.answer.startswith(received) and result.answer.startswith('abcdefghi ')

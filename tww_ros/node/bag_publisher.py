@@ -87,7 +87,8 @@ def publish_bag(messages: Iterable[RecordedMessage], *, rate: float = 1.0, loop:
                           'pass the bag itself')
     kinds = dict(topics) if topics is not None else _topics_of(messages)
     context = rclpy.Context()
-    rclpy.init(context=context)
+    # `tww replay --topic-map /a:=/b` is not an argument for rcl, which would warn about it.
+    rclpy.init(args=[], context=context)
     try:
         session = _Session(context, kinds, dict(remap or {}), clock, flow_node, window)
         try:

@@ -53,7 +53,8 @@ class TwwClient:
     def __init__(self, node: str = '/tww', domain_id: int | None = None) -> None:
         name = '/' + node.strip('/')
         self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=domain_id)
+        # The arguments of the program that uses it are none of its business.
+        rclpy.init(args=[], context=self._context, domain_id=domain_id)
         # A name of its own, and no /rosout: two clients in one process would share both.
         self._node = rclpy.create_node(
             f'tww_client_{uuid.uuid4().hex[:8]}', context=self._context, enable_rosout=False,
@@ -228,6 +229,8 @@ class QueryStream:
             while (delta := self._deltas.get(timeout=self._limit_s)) is not None:
                 if delta:
                     yield delta
+            # Who iterates once more gets no text, and does not wait for it either.
+            self._deltas.put(None)
         except queue.Empty:
             raise AnswerTimeoutError(f'query: no text for {self._limit_s:g} s; has the node ended?'
                                      ) from None
