@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import psutil
@@ -104,6 +108,24 @@ def test_marks_of_a_think_while_watching_checkpoint(checkpoint):
     assert loaded.tokenizer.convert_tokens_to_ids('<EOT>') in loaded.note_ends
     loaded = load_model(str(checkpoint), positions='continuous', prompts='stock')
     assert (loaded.scheme, loaded.style.name) == ('continuous', 'stock')
+
+
+def test_marks_of_a_hub_checkpoint(checkpoint, tmp_path):
+    """In a process of its own, with the hub's cache in place of the network."""
+    (checkpoint / 'tww.json').write_text('{"positions": "decoupled", "prompts": "tww"}')
+    home = tmp_path / 'home'
+    repository = home / 'hub' / 'models--someone--watcher'
+    shutil.copytree(checkpoint, repository / 'snapshots' / '0123')
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'main').write_text('0123')
+    program = ("from tww_ros import load_model; loaded = load_model('someone/watcher'); "
+               "print(loaded.scheme, loaded.style.name)")
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(('HF_', 'HUGGINGFACE_', 'TRANSFORMERS_'))}
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
+                          timeout=120, env={**environment, 'HF_HOME': str(home),
+                                            'HF_HUB_OFFLINE': '1'}, check=False)
+    assert done.stdout.split() == ['decoupled', 'tww'], done.stderr
 
 
 @pytest.mark.parametrize(('content', 'word'), [

@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.utils import cached_file
 
 from tww_ros.errors import ModelError
 from tww_ros.model.language_model import VideoLanguageModel
@@ -166,11 +167,13 @@ def _check_memory(source: str, quantization: str, device: torch.device,
 
 def _marks(source: str) -> dict[str, str]:
     """positions and prompts of a Think While Watching checkpoint; empty for a stock one."""
-    file = Path(source) / 'tww.json'
-    if not file.is_file():
+    # Of a directory or of the hub; None when there is no such file.
+    file = cached_file(source, 'tww.json', _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False)
+    if file is None:
         return {}
     try:
-        marks = json.loads(file.read_text())
+        marks = json.loads(Path(file).read_text())
         _check('positions', marks.get('positions', 'continuous'), SCHEMES[1:])
         _check('prompts', marks.get('prompts', 'stock'), tuple(STYLES))
     except (ValueError, AttributeError, ModelError) as error:
