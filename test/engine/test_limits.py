@@ -124,6 +124,16 @@ def test_question_when_no_frame_could_be_read(start):
     assert engine.stats().sessions == 0                                     # and no trace is left
 
 
+def test_window_in_which_nothing_was_seen(start):
+    engine = start()
+    watch(engine, clip(1, 3))
+    with pytest.raises(NothingSeenError, match=r'in the window asked about; what is there spans '
+                                               r'1000000000 to 2500000000 ns'):
+        engine.ask(Question('what?', window=(1, 2))).result(WAIT_S)
+    assert engine.ask(Question('what?', window=(1, 2_000_000_000))).result(WAIT_S).text == 'yes'
+    assert not engine.stats().last_error
+
+
 def test_unknown_camera(start):
     engine = start()
     with pytest.raises(UnknownCameraError, match='none'):

@@ -293,9 +293,12 @@ class Reasoner:
                     f'attends to at most {memory.resident_tokens}; raise memory.resident_tokens, '
                     'or lower watch.segment_s or watch.max_pixels')
             where = f' of {", ".join(question.cameras)}' if question.cameras else ''
-            when = ' in the window asked about' if question.window else ''
+            held = [item.record for item in
+                    look(tokens=sys.maxsize, note_tokens=sys.maxsize, window=None)]
             pending.fail(NothingSeenError(
-                f'nothing{where} is in memory{when} yet; check that images arrive, or ask later'))
+                f'nothing{where} is in memory in the window asked about; what is there spans '
+                f'{min(r.start_ns for r in held)} to {max(r.end_ns for r in held)} ns' if held else
+                f'nothing{where} is in memory yet; check that images arrive, or ask later'))
             return
         session = self._sessions.get(question.session)
         self._waiting.append(_Waiting(pending, session, seen, self._bank.newest_order))
