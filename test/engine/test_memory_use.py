@@ -184,6 +184,18 @@ def test_200_questions_and_segments_leave_nothing_behind():
     assert threading.active_count() == threads_before
 
 
+@pytest.mark.parametrize('choices', [(), ('yes', 'no, not at all')])
+def test_a_round_holds_no_spare_capacity(start, choices):
+    engine = start(ScriptedModel(answer='word ' * 20))
+    watch(engine, clip(0, 2))
+    for text in ('what?', 'and now?'):
+        engine.ask(Question(text, choices=choices, max_new_tokens=99)).result(WAIT_S)
+    past = engine._sessions.get('default').rounds[0]
+    # Question and answer; the second round began when the first was kept.
+    assert len(past.entries) == 2
+    assert [entry.block.capacity - entry.block.length for entry in past.entries] == [0, 0]
+
+
 def test_frames_of_many_epochs_leave_no_trace_of_each(start):
     """A bag that loops: one camera, one open segment, however often it starts over."""
     engine = start(memory__max_segments=5)

@@ -99,6 +99,7 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
         token_ids=tuple(written)), rest)
 
     yield from prefill(block, block_view, closer, chunk, logits='none')
+    block.seal()
     own.append(Entry(block, 'target'))
     sessions.add(session, Round(after, tuple(own)))
 
