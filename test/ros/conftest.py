@@ -25,10 +25,12 @@ class NodeProcess:
     """A node in a process of its own; its output is kept line by line."""
 
     def __init__(self, env: dict[str, str], parameters: dict[str, object],
-                 scripted_s: float | None, remap: dict[str, str]) -> None:
+                 scripted_s: float | None, remap: dict[str, str], endless: bool) -> None:
         command = [sys.executable, str(PROGRAM)]
         if scripted_s is not None:
             command += ['--scripted', str(scripted_s)]
+        if endless:
+            command.append('--endless')
         command.append('--ros-args')
         for name, value in parameters.items():
             command += ['-p', f'{name}:={value}']
@@ -87,15 +89,15 @@ class NodeProcess:
 
 @pytest.fixture
 def start_node(ros_env: dict[str, str]) -> Iterator[Callable[..., NodeProcess]]:
-    """start_node(parameters, scripted_s=None, remap=None) → NodeProcess; all end with the test."""
+    """start_node(parameters, scripted_s=None, …) → NodeProcess; all end with the test."""
     started = []
 
     def start(parameters: dict[str, object] | None = None, scripted_s: float | None = None,
-              remap: dict[str, str] | None = None) -> NodeProcess:
+              remap: dict[str, str] | None = None, endless: bool = False) -> NodeProcess:
         # Loss-free images and a quick status: these tests count frames.
         values = {'model': 'tiny-random', 'image_reliability': 'reliable',
                   'image_queue_depth': 32, 'status_rate_hz': 50.0, **(parameters or {})}
-        started.append(NodeProcess(ros_env, values, scripted_s, remap or {}))
+        started.append(NodeProcess(ros_env, values, scripted_s, remap or {}, endless))
         return started[-1]
 
     yield start

@@ -34,7 +34,7 @@ def test_watches_while_it_answers(start_node: Callable, bikes_bag: Path) -> None
     """Real video at 10 fps, three questions meanwhile: frames go on entering memory, none lost."""
     # Small images and short notes, so that a busy machine keeps up with ten frames per second.
     node = start_node({'watch.sample_fps': 10.0, 'watch.segment_s': 1.0,
-                       'watch.max_pixels': 32_768, 'note.max_new_tokens': 8})
+                       'watch.max_pixels': 32_768, 'note.max_new_tokens': 8}, endless=True)
     bag = read_bag(bikes_bag)
     stamps = {message.t_ns for message in bag}
     with TwwClient() as client, ThreadPoolExecutor() as pool:

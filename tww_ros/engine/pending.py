@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from tww_ros.errors import AnswerTimeoutError, CancelledError, TwwError
 from tww_ros.types import Answer, AnswerPiece, Question
@@ -57,8 +58,13 @@ class PendingAnswer:
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> Answer:
-        """The answer; raises its error, or concurrent.futures.TimeoutError after `timeout` s."""
-        return self._future.result(timeout)
+        """The answer; raises its error, or TimeoutError after `timeout` seconds."""
+        try:
+            return self._future.result(timeout)
+        except FutureTimeoutError:
+            # Another class than the built-in one before Python 3.11.
+            raise TimeoutError(f'no complete answer within {timeout} s; wait longer, or cancel it'
+                               ) from None
 
     def error(self) -> BaseException | None:
         """The error of a finished question, None when it was answered or is still under way."""

@@ -73,7 +73,7 @@ class TwwNode(Node):
 
     def __init__(self, load: LoadModel | None = None, **options: Any) -> None:
         super().__init__('tww', **options)
-        self._load_model = load or _load_checkpoint
+        self._load_model = load or load_checkpoint
         self.parameters: Parameters = declare_parameters(self)
         self.failure: Exception | None = None
         self._engine: Any = None
@@ -337,7 +337,7 @@ class TwwNode(Node):
             self.get_logger().error(f'{text}; please report this with the lines below\n{trace}')
 
 
-def _load_checkpoint(node: NodeConfig) -> Any:
+def load_checkpoint(node: NodeConfig) -> Any:
     # Imported here: torch and transformers take seconds, and the node answers meanwhile.
     try:
         from tww_ros import load_model
