@@ -288,3 +288,11 @@ def test_the_embedded_model_is_not_there_yet():
 def test_too_little_memory_is_said_before_loading(checkpoint, monkeypatch):
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=1_000_000))
     refused(['GB are free', 'quantization="nf4"'], checkpoint)
+
+
+def test_needed_memory_counts_weights_and_not_how_they_are_stored(checkpoint, monkeypatch):
+    weights = sum(p.numel() for p in model().hf.parameters())
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=3 * weights))
+    # Stored in four bytes a weight.
+    assert load_model(str(checkpoint), dtype='bfloat16').dtype == torch.bfloat16
+    refused([f'about {4 * weights / 1e9:.1f} GB', 'free memory'], checkpoint, dtype='float32')

@@ -14,13 +14,16 @@ yet fail at its first 4-bit product.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import tempfile
 from pathlib import Path
 
 import psutil
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -152,17 +155,25 @@ def _check_memory(source: str, quantization: str, device: torch.device,
     """Refuse before loading what cannot fit; only for local files, whose size is known."""
     if not Path(source).is_dir():
         return
-    stored = sum(file.stat().st_size for file in Path(source).glob('*.safetensors'))
-    # Checkpoints are stored in 2 bytes a weight; 4 and 8 bit shrink the language model, not the
-    # vision tower.
+    # 4 and 8 bit shrink the language model, not the vision tower.
     bytes_per_weight = {'none': dtype.itemsize, 'int8': 1.2, 'nf4': 0.7}[quantization]
-    needed = stored / 2 * bytes_per_weight
+    needed = _count_weights(source) * bytes_per_weight
     free = (torch.cuda.mem_get_info(device)[0] if device.type == 'cuda'
             else psutil.virtual_memory().available)
     if needed > free:
         raise ModelError(f'{source} needs about {needed / 1e9:.1f} GB on {device} with '
                          f'quantization={quantization!r}, and {free / 1e9:.1f} GB are free; use '
                          'quantization="nf4", a smaller checkpoint, or free memory')
+
+
+def _count_weights(folder: str) -> int:
+    """Weights in the files of a checkpoint, whatever their dtype; damaged files have none."""
+    count = 0
+    for path in Path(folder).glob('*.safetensors'):
+        # Loading will say what is wrong with it.
+        with contextlib.suppress(SafetensorError), safe_open(path, 'pt') as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    return count
 
 
 def _marks(source: str) -> dict[str, str]:
