@@ -324,7 +324,8 @@ def build_parser() -> argparse.ArgumentParser:
     speed = replay.add_mutually_exclusive_group()
     speed.add_argument('--rate', type=float, default=1.0, help='2 = twice as fast as recorded')
     speed.add_argument('--as-fast-as-possible', action='store_true',
-                       help='as fast as the node takes the frames, so that none is dropped')
+                       help='as fast as the node takes the frames; start it with '
+                            'image_reliability:=reliable, so that none is lost on the way')
     replay.add_argument('--loop', action='store_true', help='again and again, until interrupted')
     replay.add_argument('--clock', action=argparse.BooleanOptionalAction, default=True,
                         help='publish /clock (default: yes)')

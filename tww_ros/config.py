@@ -136,6 +136,9 @@ class AnswerConfig(_Checked):
         64, 'questions waiting or running; one more is refused as busy', low=1, high=10_000)
     max_sessions: int = setting(
         64, 'sessions kept; beyond it the one idle for longest is forgotten', low=1, high=10_000)
+    sessions_bytes: int = setting(
+        536_870_912, 'budget for KV of the rounds of all sessions; beyond it the one idle for '
+                     'longest loses its oldest', low=65_536, high=1 << 40)
     session_tokens: int = setting(
         4_096, 'tokens of earlier rounds that a session keeps; beyond it its oldest round is '
                'forgotten',

@@ -176,7 +176,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerPiece:
-    """A part of an answer while it is written; the last piece carries the Answer."""
+    """A part of what is written, as it is generated; the last piece carries the Answer.
+
+    The pieces hold the layout too (reasoning, marks of the prompt style); Answer.text does not.
+    """
 
     text: str
     answer: Answer | None = None
@@ -210,6 +213,7 @@ class EngineStats:
     steps: int = 0
     step_tokens: int = 0
     memory_bytes: int = 0
+    session_bytes: int = 0
     memory_tokens: int = 0
     newest_ns: int = 0
     ingest_lag_s: float = 0.0

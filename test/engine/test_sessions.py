@@ -3,15 +3,20 @@
 import time
 
 import pytest
+import torch
 from engine.harness import WAIT_S, S, clip, until, watch
 
 from tww_ros import Question
+from tww_ros.config import AnswerConfig
+from tww_ros.engine.sessions import Round, Sessions
 from tww_ros.errors import (
     AnswerTimeoutError,
     CancelledError,
     QuestionError,
     UnknownSessionError,
 )
+from tww_ros.memory.block import BlockShape, KVBlock
+from tww_ros.memory.view import Entry
 from tww_ros.model.scripted import ScriptedModel
 
 LONG = 'word ' * 20
@@ -184,3 +189,24 @@ def test_close_session(start, gate):
     assert under_way.result(WAIT_S).text == LONG.strip()
     assert following.result(WAIT_S).reused_tokens == fresh
     assert reused(engine) > fresh
+
+
+def test_rounds_of_all_sessions_within_a_byte_budget():
+    """The session idle for longest loses its oldest rounds, and the newest round goes last."""
+    shape = BlockShape(1, 1, 128, torch.float32, torch.device('cpu'))           # 1 KiB a token
+    sessions = Sessions(AnswerConfig(sessions_bytes=65_536))
+
+    def add(name, tokens):
+        block = KVBlock(shape, capacity=tokens)
+        block.commit(tokens, tokens)
+        session = sessions.get(name)
+        sessions.add(session, Round(0, (Entry(block, 'source'),)))
+        return [past.tokens for past in session.rounds]
+
+    assert add('a', 20) == [20] and add('a', 10) == [20, 10]
+    assert add('b', 30) == [30] and sessions.nbytes == 60 * 1024
+    assert add('c', 8) == [8]
+    assert [past.tokens for past in sessions.get('a').rounds] == [10]
+    assert sessions.get('a').entries()[0][0] == (0, 2, 1, 0)                     # keeps its place
+    assert add('b', 40) == [40] and sessions.nbytes <= 65_536
+    assert add('d', 70) == [] and sessions.nbytes == 0                          # too long for all

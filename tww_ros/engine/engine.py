@@ -149,17 +149,21 @@ class Engine:
             answers_active=self._reasoner.active,
             answers_waiting=max(0, len(self._reasoner.desk) - self._reasoner.active),
             sessions=len(self._sessions), memory_bytes=self.memory.nbytes,
+            session_bytes=self._sessions.nbytes,
             memory_tokens=self.memory.tokens)
 
     @property
     def _watching(self) -> bool:
         # Frames taken by an engine whose reasoner has ended would be lost without a word.
-        return self._state == 'running' and self._reasoner.alive
+        return self._state == 'running' and self._reasoner.alive and self._watcher.alive
 
     def _check_running(self) -> None:
         if self._state != 'running':
             raise EngineClosedError(f'the engine is {self._state}; call start() or use it in a '
                                     'with statement')
+        if not self._watcher.alive:
+            raise EngineClosedError(f'the watcher has ended ({self._counters.last_error}); make a '
+                                    'new engine')
         if not self._reasoner.alive:
             raise EngineClosedError(f'the reasoner has ended ({self._counters.last_error}); make '
                                     'a new engine')

@@ -234,10 +234,11 @@ class Reasoner:
             try:
                 self._take(item)
             except Exception as error:
-                self._report(f'a {type(item).__name__} could not be handled', error)
                 if isinstance(item, QuestionItem):
                     self._fail(item.pending, error)
-                elif isinstance(item, PatchItem):
+                    continue
+                self._report(f'a {type(item).__name__} could not be handled', error)
+                if isinstance(item, PatchItem):
                     self._counters.add(frames_rejected=item.frames)
         self._begin_answers()
         self._begin_note()
@@ -417,8 +418,8 @@ class Reasoner:
             self._fail(owner.pending, error)
 
     def _fail(self, pending: PendingAnswer, error: Exception) -> None:
-        self._report('a question could not be answered', error)
         if not isinstance(error, TwwError):
+            self._report('a question could not be answered', error)
             error = QuestionError(f'the question could not be answered: {type(error).__name__}: '
                                   f'{error}; ask for less (a shorter window, fewer tokens), or '
                                   'see the log')

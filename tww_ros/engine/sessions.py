@@ -31,6 +31,11 @@ class Round:
         """Tokens of question and answer."""
         return sum(entry.block.length for entry in self.entries)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its keys and values."""
+        return sum(entry.block.nbytes for entry in self.entries)
+
 
 @dataclass
 class Session:
@@ -40,6 +45,11 @@ class Session:
     rounds: list[Round] = field(default_factory=list)
     forgotten: int = 0
     busy: bool = False
+
+    def forget_oldest(self) -> None:
+        """Drop the oldest round; those that remain keep their places."""
+        self.rounds.pop(0)
+        self.forgotten += 1
 
     def entries(self) -> list[tuple[Place, Entry]]:
         """Every block of the earlier rounds with its place: behind the segment it came after."""
@@ -56,6 +66,12 @@ class Sessions:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values that all rounds hold."""
+        with self._lock:
+            return self._count_bytes()
+
     def __len__(self) -> int:
         return len(self._sessions)
 
@@ -71,11 +87,18 @@ class Sessions:
             return session
 
     def add(self, session: Session, finished: Round) -> None:
-        """Append a round, and forget the oldest while they hold too many tokens."""
-        session.rounds.append(finished)
-        while sum(past.tokens for past in session.rounds) > self._config.session_tokens:
-            session.rounds.pop(0)
-            session.forgotten += 1
+        """Append a round, and forget the oldest ones while there are too many tokens or bytes."""
+        with self._lock:
+            session.rounds.append(finished)
+            while sum(past.tokens for past in session.rounds) > self._config.session_tokens:
+                session.forget_oldest()
+            # Those idle for longest come first in the table; the newest round goes last of all.
+            for other in [*self._sessions.values(), session]:
+                while other.rounds and self._count_bytes() > self._config.sessions_bytes:
+                    other.forget_oldest()
+
+    def _count_bytes(self) -> int:
+        return sum(past.nbytes for session in self._sessions.values() for past in session.rounds)
 
     def close(self, name: str) -> None:
         """Forget a session; an answer under way is still completed."""

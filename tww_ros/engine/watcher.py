@@ -69,6 +69,11 @@ class Watcher:
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._thread.is_alive() and not self._stopping
+
+    @property
     def epoch(self) -> int:
         """Number of the present epoch."""
         return self._intake.clock.epoch
@@ -190,7 +195,12 @@ class Watcher:
 
     def _watch(self, arrived: _Arrived) -> None:
         self._pushed_s = arrived.at_s
+        epoch = self.epoch
         taken = self._intake.add(arrived.frame)
+        if self.epoch != epoch:
+            log.warning('camera %r: the stamps jumped back to %.3f s: a new epoch begins, and '
+                        'questions do not see what was before', arrived.frame.camera,
+                        arrived.frame.stamp_ns / NS_PER_S)
         clock = self._intake.clock
         self._zero_ns.setdefault(clock.epoch, clock.t0_ns)
         self._zero_ns.pop(clock.epoch - 2, None)

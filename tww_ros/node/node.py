@@ -307,7 +307,8 @@ class TwwNode(Node):
                      'frames_rejected', 'frames_waiting', 'epochs', 'segments', 'notes_written',
                      'notes_skipped', 'notes_waiting', 'answers_done', 'answers_failed',
                      'answers_cancelled', 'answers_active', 'answers_waiting', 'sessions',
-                     'steps', 'step_tokens', 'memory_bytes', 'memory_tokens', 'last_error'):
+                     'steps', 'step_tokens', 'memory_bytes', 'session_bytes', 'memory_tokens',
+                     'last_error'):
             setattr(message, name, getattr(stats, name))
         message.newest = to_time(stats.newest_ns)
         message.ingest_lag = to_duration(stats.ingest_lag_s)
