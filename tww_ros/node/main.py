@@ -8,6 +8,7 @@ none.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -33,7 +34,19 @@ def main(argv: Sequence[str] | None = None, load: LoadModel | None = None) -> in
     """Run the node until a signal comes or the model cannot be loaded; returns the exit code.
 
     argv: the command line with the program's name; load: as in TwwNode.
+    A model that is still being loaded when the time to end has come ends the process right here.
     """
+    code, loading = _run(argv, load)
+    if loading:
+        # A thread inside torch cannot be stopped, and the interpreter's own end aborts under it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(argv: Sequence[str] | None, load: LoadModel | None) -> tuple[int, bool]:
+    """The exit code, and whether the loading thread is still at work."""
     rclpy.init(args=list(sys.argv if argv is None else argv),
                signal_handler_options=SignalHandlerOptions.NO)
     stop = _Stop()
@@ -42,17 +55,17 @@ def main(argv: Sequence[str] | None = None, load: LoadModel | None = None) -> in
             node = TwwNode(load)
         except ConfigError as error:
             print(f'tww_node: {error}', file=sys.stderr)
-            return BAD_PARAMETER
+            return BAD_PARAMETER, False
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
             _spin(executor, node, stop)
-            return FAILED if node.failure is not None else OK
         finally:
             node.close_engine()
             _say_last_words(executor, node)
             executor.shutdown(timeout_sec=LAST_WORDS_S)
             node.destroy_node()
+        return FAILED if node.failure is not None else OK, node.loading
     finally:
         rclpy.try_shutdown()
         stop.restore()

@@ -118,6 +118,11 @@ class TwwNode(Node):
         """Questions whose answer has not been sent yet."""
         return self._questions.active
 
+    @property
+    def loading(self) -> bool:
+        """Whether the thread that loads the model is at work."""
+        return self._loader.is_alive()
+
     def close_engine(self) -> None:
         """Stop watching and answering; questions under way end with NOT_READY. Idempotent.
 
