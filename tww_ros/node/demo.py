@@ -135,7 +135,9 @@ class _Show:
         if replay.poll() != 0:
             raise ReplayError(f'the replay did not end well (exit code {replay.poll()})')
         # The last segment is closed when its camera has been silent for watch.idle_close_s.
-        self._client.wait_for(lambda s: s.notes_written + s.notes_skipped == s.segments, 30)
+        self._client.wait_for(
+            lambda s: s.frames_waiting == 0 and s.notes_written + s.notes_skipped == s.segments, 30
+        )
         self._print_notes()
         self.seen = self._client.segments()
 
