@@ -15,7 +15,6 @@ import numpy as np
 from tww_ros.errors import FrameError, QuestionError
 
 NS_PER_S = 1_000_000_000
-FINISH_REASONS = ('stop', 'length', 'choice')
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,7 @@ class Evidence:
 class Answer:
     """The whole answer to one question.
 
+    finish_reason: 'stop', 'length' (max_new_tokens reached) or 'choice'.
     as_of_ns: stamp of the newest frame that the answer could see.
     reused_tokens: memory tokens attended to without being computed again.
     queue_s: accepted → first step on it; first_token_s and total_s: accepted → first token / end.
