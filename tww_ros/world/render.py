@@ -50,7 +50,8 @@ class Renderer:
         self._margin_px = math.ceil(_MARGIN * size_px)
         self._table = surface(episode.seed, size_px, self._margin_px, style)
         rng = random.Random(f'look:{episode.seed}')
-        self._look_of = {}
+        # (size in px, turn in degrees) of each thing's sprite, decided when it is first drawn
+        self._look_of: dict[Thing, tuple[int, int]] = {}
         self._skin = rng.randrange(len(sprites.SKINS))
         self._sleeve = rng.randrange(len(sprites.SLEEVES))
         self._noise = _noise_tiles(size_px, rng.choice(_NOISE_SIGMAS))
@@ -172,7 +173,7 @@ class _Light:
 
     def __init__(self, seed: int, rng: random.Random) -> None:
         self._seed = seed
-        self._level = rng.uniform(0.84, 1.06)
+        self._level = rng.uniform(0.86, 1.05)
         warm = rng.uniform(-0.045, 0.045)
         self._tint = (1 + warm, 1 + rng.uniform(-0.015, 0.015), 1 - warm)
         self._slow = _Walk(rng)
@@ -197,7 +198,7 @@ def _lamp_slot(seed: int, slot: int) -> tuple[float | None, float]:
     rng = random.Random(f'lamp:{seed}:{slot}')
     if slot < 0 or rng.random() >= _LAMP_SHARE:
         return None, 1.0
-    return (slot + rng.uniform(0.05, 0.95)) * _LAMP_S, rng.uniform(0.84, 1.08)
+    return (slot + rng.uniform(0.05, 0.95)) * _LAMP_S, rng.uniform(0.86, 1.08)
 
 
 @functools.lru_cache(maxsize=1024)

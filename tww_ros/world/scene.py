@@ -26,7 +26,8 @@ PLACE_XY: tuple[XY, ...] = tuple(
     for place in range(len(PLACES)))
 THING_RADIUS = 0.125
 COVER_RADIUS = 0.152
-ARM_RADIUS = 0.068
+# Half the width of a hand with its thumb; the arm behind it is slimmer.
+ARM_RADIUS = 0.105
 # A hand starts and ends so far outside that neither it nor a cover in it shows.
 _OUTSIDE = 0.25
 # Shoulders, so far from the picture that an arm hardly turns.

@@ -60,7 +60,7 @@ class _Shape:
     inside: np.ndarray
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def thing_sprite(colour: str, shape: str, size_px: int, turn_deg: int = 0) -> Sprite:
     """A thing in a square sprite of size_px; its body is BODY of that wide."""
     drawn = _shape(shape, size_px, turn_deg)
@@ -120,12 +120,15 @@ def hand_sprite(skin: int, sleeve: int, size_px: int, is_left: bool, is_closed: 
 
     def lay(mask: np.ndarray, colour: RGB, round_px: float) -> None:
         """Adds a part, lighter in its middle than at its edge."""
-        part = mask.astype(np.float32) / 255
-        deep = cv2.distanceTransform((mask > 127).astype(np.uint8), cv2.DIST_L2, 3)
+        left, top, wide, high = cv2.boundingRect(mask)
+        window = np.s_[top:top + high, left:left + wide]
+        part = mask[window].astype(np.float32) / 255
+        solid = cv2.copyMakeBorder((part > 0.5).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+        deep = cv2.distanceTransform(solid, cv2.DIST_L2, 3)[1:-1, 1:-1]
         light = 0.66 + 0.38 * np.sqrt(np.clip(deep / round_px, 0, 1))
         shade = np.array(colour, np.float32) * light[..., None]
-        rgb[:] = rgb * (1 - part[..., None]) + shade * part[..., None]
-        alpha[:] = np.maximum(alpha, part)
+        rgb[window] += (shade - rgb[window]) * part[..., None]
+        alpha[window] = np.maximum(alpha[window], part)
 
     spread = 1.0 if is_closed else 1.35
     reach = 0.0 if is_closed else 0.012
@@ -186,7 +189,6 @@ def _keep(opacity: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.repeat(_bytes((1 - opacity) * 255, size)[..., None], 3, axis=2)
 
 
-@functools.lru_cache(maxsize=512)
 def _shape(shape: str, size_px: int, turn_deg: int) -> _Shape:
     x, y = _grid(size_px)
     # Points are in units of the body.
@@ -261,7 +263,7 @@ def _star(x: np.ndarray, y: np.ndarray) -> _Shape:
 
 def _ring(x: np.ndarray, y: np.ndarray) -> _Shape:
     r = np.hypot(x, y)
-    inner, outer = 0.50, 0.96
+    inner, outer = 0.54, 0.97
     alpha = ((r > inner) & (r < outer)).astype(np.float32)
     across = (r - (inner + outer) / 2) / ((outer - inner) / 2)
     toward = (-0.6 * x - 0.8 * y) / np.maximum(r, 1e-3)

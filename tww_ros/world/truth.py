@@ -26,13 +26,15 @@ from tww_ros.world.table import PLACES, Episode, Event, TableState, Thing
 class FrameTruth:
     """One frame's truth.
 
-    state: while a hand is at work, the one before. event: the one under way. visible: for each
-    place, whether it is free of hands, arms and things being carried; a covered thing's place can
-    be visible, the thing is not.
+    state: while a hand is at work, the one before. standing: what stands on the table in this
+    very frame, without what a hand holds. event: the one under way. visible: for each place,
+    whether it is free of hands, arms and things being carried; a cover counts as visible, what is
+    under it is not asked.
     """
 
     t_s: float
     state: TableState
+    standing: TableState
     event: Event | None
     visible: tuple[bool, ...]
 
@@ -40,30 +42,34 @@ class FrameTruth:
         """Only str, float, int, bool, list, dict and None; things and places by their names."""
         return {
             't_s': self.t_s,
-            'places': {
-                name: {'thing': thing and thing.name, 'covered': place in self.state.covered,
-                       'visible': self.visible[place]}
-                for place, (name, thing) in enumerate(
-                    zip(PLACES, self.state.things, strict=True))},
-            'event': self.event and _event_json(self.event),
+            'state': _state_json(self.state),
+            'standing': _state_json(self.standing),
+            'visible': dict(zip(PLACES, self.visible, strict=True)),
+            'event': None if self.event is None else _event_json(self.event),
         }
 
 
 def truth_at(episode: Episode, t_s: float) -> FrameTruth:
     """The truth about the frame at t_s."""
-    hands = scene_at(episode, t_s).hands
-    visible = tuple(not any(_hides(hand, xy) for hand in hands) for xy in PLACE_XY)
-    return FrameTruth(t_s, episode.state_at(t_s), episode.event_at(t_s), visible)
+    scene = scene_at(episode, t_s)
+    visible = tuple(not any(_hides(hand, xy) for hand in scene.hands) for xy in PLACE_XY)
+    return FrameTruth(t_s, episode.state_at(t_s), scene.standing, episode.event_at(t_s), visible)
+
+
+def _state_json(state: TableState) -> dict[str, dict[str, object]]:
+    return {name: {'thing': _name(thing), 'covered': place in state.covered}
+            for place, (name, thing) in enumerate(zip(PLACES, state.things, strict=True))}
 
 
 def _event_json(event: Event) -> dict[str, object]:
-    def name(thing: Thing | None) -> str | None:
-        return thing and thing.name
-
     return {'number': event.number, 'kind': event.kind, 'start_s': event.start_s,
-            'end_s': event.end_s, 'thing': name(event.thing), 'place': PLACES[event.place],
+            'end_s': event.end_s, 'thing': _name(event.thing), 'place': PLACES[event.place],
             'from_place': None if event.from_place is None else PLACES[event.from_place],
-            'other': name(event.other)}
+            'other': _name(event.other)}
+
+
+def _name(thing: Thing | None) -> str | None:
+    return None if thing is None else thing.name
 
 
 def _hides(hand: Hand, xy: XY) -> bool:
