@@ -1,4 +1,4 @@
-"""Installs the Python package, its launch and config files, and the programs `tww` and `tww_node`.
+"""Installs the Python package, its launch and config files, and its programs.
 
 Built by colcon as an ament_python package. `ros2 run` and launch look for programs in lib/tww_ros
 (setup.cfg says so); `scripts/run` puts that folder on PATH. pyproject.toml has no [build-system]
@@ -35,6 +35,7 @@ setup(
         'console_scripts': [
             'tww = tww_ros.cli:main',
             'tww_node = tww_ros.node.main:main',
+            'tabletop_camera = tww_ros.node.tabletop_camera:main',
         ],
     },
 )

@@ -1,6 +1,7 @@
-"""Start the node.
+"""Start the node, and a simulated camera for it when asked to.
 
     ros2 launch tww_ros bringup.launch.py model:=/path/to/checkpoint image:=/camera/image_raw
+    ros2 launch tww_ros bringup.launch.py tabletop:=true
     ros2 launch tww_ros bringup.launch.py cameras:=front,rear params_file:=embedded.yaml
 
 Every argument is a parameter, a remapping or an option of the program `tww_node`, which can be
@@ -28,6 +29,7 @@ ARGUMENTS = {
     'image': ('', 'topic to watch in place of image; with cameras, use ROS remappings instead'),
     'image_transport': ('', 'raw or compressed'),
     'image_reliability': ('', 'best_effort or reliable'),
+    'tabletop': ('false', 'true: start tabletop_camera too, which publishes what is watched'),
     'params_file': ('tww.yaml', 'YAML file with parameters: a path, or a name in config/'),
     'use_sim_time': ('false', 'true: follow /clock, as a replay publishes it'),
     'namespace': ('', 'namespace of the node and of its relative topics'),
@@ -42,24 +44,38 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription([
         *(DeclareLaunchArgument(name, default_value=default, description=description)
           for name, (default, description) in ARGUMENTS.items()),
-        OpaqueFunction(function=start_node),
+        OpaqueFunction(function=start_nodes),
     ])
 
 
-def start_node(context: LaunchContext) -> list[Node]:
-    """The node with those arguments that were given."""
+def start_nodes(context: LaunchContext) -> list[Node]:
+    """The node with those arguments that were given, and the simulated camera."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     parameters = {name: given[name] for name in PARAMETERS if given[name]}
     if given['cameras']:
         parameters['cameras'] = [name.strip() for name in given['cameras'].split(',')]
-    parameters['use_sim_time'] = given['use_sim_time'].lower() in ('true', '1', 'yes')
+    parameters['use_sim_time'] = is_true(given['use_sim_time'])
     logger = '.'.join([*given['namespace'].strip('/').split('/'), 'tww']).lstrip('.')
-    return [Node(
+    nodes = [Node(
         package='tww_ros', executable='tww_node', namespace=given['namespace'],
         parameters=[str(params_file(given['params_file'])), parameters],
         remappings=[('image', given['image'])] if given['image'] else [],
         arguments=['--ros-args', '--log-level', f'{logger}:={given["log_level"]}'],
         output='screen', emulate_tty=True)]
+    if is_true(given['tabletop']):
+        first = f'{parameters["cameras"][0]}/image' if 'cameras' in parameters else ''
+        watched = given['image'] or first
+        nodes.append(Node(
+            package='tww_ros', executable='tabletop_camera', namespace=given['namespace'],
+            parameters=[{'use_sim_time': parameters['use_sim_time']}],
+            remappings=[('image', watched)] if watched else [],
+            output='screen', emulate_tty=True))
+    return nodes
+
+
+def is_true(text: str) -> bool:
+    """Whether an argument says yes."""
+    return text.lower() in ('true', '1', 'yes')
 
 
 def params_file(name: str) -> Path:

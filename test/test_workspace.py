@@ -170,7 +170,7 @@ def test_pyproject_leaves_the_build_type_to_package_xml():
 def test_programs_name_functions_that_exist():
     programs = dict(re.split(r' = ', line) for line in
                     setup_argument('entry_points')['console_scripts'])
-    assert set(programs) == {'tww', 'tww_node'}
+    assert set(programs) == {'tww', 'tww_node', 'tabletop_camera'}
     for target in programs.values():
         module, function = target.split(':')
         tree = ast.parse((ROOT / f'{module.replace(".", "/")}.py').read_text())

@@ -1,4 +1,4 @@
-"""The launch file, launched: its arguments become parameters and remappings of tww_node."""
+"""The launch file, launched: its arguments become parameters and remappings of the programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ pytest.importorskip('launch_ros')
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILE = ROOT / 'launch' / 'bringup.launch.py'
-# Stands in for tww_node: keeps its command line, with the parameter files read.
+PROGRAMS = ('tww_node', 'tabletop_camera')
+# Stands in for both: keeps its command line, with the parameter files read.
 PROGRAM = """#!{python}
 import json, sys
 files = {{a: open(a).read() for f, a in zip(sys.argv, sys.argv[1:]) if f == '--params-file'}}
@@ -39,11 +40,12 @@ class Launched:
 
 @pytest.fixture
 def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed tww_ros whose program only tells how it was called."""
-    program = tmp_path / 'lib/tww_ros/tww_node'
-    program.parent.mkdir(parents=True)
-    program.write_text(PROGRAM.format(python=sys.executable, out=str(tmp_path / 'called.json')))
-    program.chmod(0o755)
+    """An installed tww_ros whose programs only tell how they were called."""
+    for name in PROGRAMS:
+        program = tmp_path / 'lib/tww_ros' / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(PROGRAM.format(python=sys.executable, out=str(called(tmp_path, name))))
+        program.chmod(0o755)
     index = tmp_path / 'share/ament_index/resource_index/packages/tww_ros'
     index.parent.mkdir(parents=True)
     index.touch()
@@ -54,7 +56,11 @@ def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(prefix: Path, *arguments: str) -> Launched:
+def called(prefix: Path, program: str) -> Path:
+    return prefix / f'{program}.json'
+
+
+def run(prefix: Path, *arguments: str, program: str = 'tww_node') -> Launched:
     from launch.actions import IncludeLaunchDescription
     from launch.launch_description_sources import PythonLaunchDescriptionSource
     service = launch.LaunchService(noninteractive=True)
@@ -62,30 +68,45 @@ def run(prefix: Path, *arguments: str) -> Launched:
         PythonLaunchDescriptionSource(str(LAUNCH_FILE)),
         launch_arguments=[tuple(argument.split(':=')) for argument in arguments])]))
     assert service.run() == 0
-    return Launched(*json.loads((prefix / 'called.json').read_text()))
+    return Launched(*json.loads(called(prefix, program).read_text()))
 
 
 def test_without_arguments(prefix: Path) -> None:
-    called = run(prefix)
-    assert called.parameters['model'] == 'tiny-random'
-    assert called.parameters['use_sim_time'] is False
-    assert not any(part.startswith('image:=') for part in called.line)
-    assert 'tww:=info' in called.line
+    node = run(prefix)
+    assert node.parameters['model'] == 'tiny-random'
+    assert node.parameters['use_sim_time'] is False
+    assert not any(part.startswith('image:=') for part in node.line)
+    assert 'tww:=info' in node.line
+    assert not called(prefix, 'tabletop_camera').exists()
 
 
 def test_arguments_win_over_the_file(prefix: Path) -> None:
-    called = run(prefix, 'model:=/data/qwen', 'cameras:=front, rear', 'quantization:=nf4',
-                 'image:=/camera/image_raw', 'use_sim_time:=true', 'namespace:=robot',
-                 'log_level:=debug', 'params_file:=replay.yaml')
-    got = called.parameters
+    node = run(prefix, 'model:=/data/qwen', 'cameras:=front, rear', 'quantization:=nf4',
+               'image:=/camera/image_raw', 'use_sim_time:=true', 'namespace:=robot',
+               'log_level:=debug', 'params_file:=replay.yaml')
+    got = node.parameters
     assert got['model'] == '/data/qwen' and list(got['cameras']) == ['front', 'rear']
     assert got['quantization'] == 'nf4' and got['use_sim_time'] is True
     assert got['image_reliability'] == 'reliable'
-    assert 'image:=/camera/image_raw' in called.line and '__ns:=/robot' in called.line
-    assert 'robot.tww:=debug' in called.line
+    assert 'image:=/camera/image_raw' in node.line and '__ns:=/robot' in node.line
+    assert 'robot.tww:=debug' in node.line
 
 
 def test_unknown_params_file(prefix: Path) -> None:
     with pytest.raises(AssertionError):
         run(prefix, 'params_file:=none.yaml')
-    assert not (prefix / 'called.json').exists()
+    assert not called(prefix, 'tww_node').exists()
+
+
+@pytest.mark.parametrize('arguments, image', [
+    ((), None), (('image:=/above/image_raw',), '/above/image_raw'),
+    (('cameras:=front, rear', 'use_sim_time:=true', 'namespace:=robot'), 'front/image'),
+])
+def test_tabletop_publishes_what_the_node_watches(prefix: Path, arguments: tuple[str, ...],
+                                                  image: str | None) -> None:
+    camera = run(prefix, 'tabletop:=true', *arguments, program='tabletop_camera')
+    assert called(prefix, 'tww_node').exists()
+    remapped = [part for part in camera.line if part.startswith('image:=')]
+    assert remapped == ([f'image:={image}'] if image else [])
+    assert camera.parameters == {'use_sim_time': 'use_sim_time:=true' in arguments}
+    assert ('__ns:=/robot' in camera.line) == ('namespace:=robot' in arguments)
