@@ -258,6 +258,16 @@ def test_signal_while_paused(start_camera: Callable[..., Camera]) -> None:
     assert camera.end()[0] == 0
 
 
+@pytest.mark.timeout(120)
+def test_pictures_too_large_for_best_effort_are_told_of(
+        start_camera: Callable[..., Camera]) -> None:
+    cases = [({'size_px': 416}, False), ({'size_px': 480}, True),
+             ({'size_px': 480, 'qos_overrides./image.publisher.reliability': 'reliable'}, False)]
+    for parameters, warns in cases:
+        code, output = start_camera(duration_s=0.2, **parameters).end(START_S)
+        assert code == 0 and ('may get lost' in output) == warns, output
+
+
 def test_the_world_goes_on_beyond_what_is_simulated_at_first(
         ros_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from tww_ros.node import tabletop_camera
