@@ -13,7 +13,9 @@
     ├── CancelledError       the caller cancelled the question
     ├── AnswerTimeoutError   the question's own time limit passed
     ├── EngineClosedError    the engine is not running
-    └── ReplayError          a bag or a video cannot be read, written or published
+    ├── ReplayError          a bag or a video cannot be read, written or published
+    ├── DatasetError         a data set is malformed, or tells what comes later
+    └── TrainingError        a training run cannot go on
 
 Every message says what was expected, what was got, and what to do next.
 """
@@ -73,3 +75,11 @@ class EngineClosedError(TwwError):
 
 class ReplayError(TwwError):
     """A bag or a video cannot be read, written or published."""
+
+
+class DatasetError(TwwError):
+    """A data set is malformed, or its notes and answers use what comes later."""
+
+
+class TrainingError(TwwError):
+    """A training run cannot go on."""

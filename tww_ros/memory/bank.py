@@ -120,8 +120,11 @@ class MemoryBank:
             self._count(record.block, +1)
             self._evict()
 
-    def attach_note(self, record: SegmentRecord, note: Note, block: KVBlock) -> None:
-        """Add the note of a segment; a segment that was forgotten meanwhile is left alone."""
+    def attach_note(self, record: SegmentRecord, note: Note, block: KVBlock | None) -> None:
+        """Add the note of a segment; a segment that was forgotten meanwhile is left alone.
+
+        Without a block the note is listed and not attended to.
+        """
         with self._lock:
             if record.id in self._records:
                 record.note, record.note_block = note, block

@@ -16,19 +16,18 @@ the same time.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 
-from tww_ros.errors import ModelError
 from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.view import Scheme
 from tww_ros.model.attention import NAME, SpanPlan, StepPlan, Turn, choose_backend
+from tww_ros.model.codec import TextCodec
 from tww_ros.model.positions import MRope
-from tww_ros.model.prompts import LITERAL_IDS, PromptStyle
+from tww_ros.model.prompts import PromptStyle
 from tww_ros.model.run import Span, VisionTokens
 from tww_ros.video.pixels import Pixels
 
@@ -42,9 +41,6 @@ class VideoLanguageModel:
         text = model.config.text_config
         self.hf = model.eval()
         self.tokenizer = tokenizer
-        # Whether special tokens are split is a switch inside the tokenizer, which callers of
-        # ask() and the engine's threads would turn under each other.
-        self._tokenizing = threading.Lock()
         self.name = name
         self.scheme = scheme
         self.style = style
@@ -60,6 +56,8 @@ class VideoLanguageModel:
         self.merge_size = vision.spatial_merge_size
         self.temporal_patch_size = vision.temporal_patch_size
         self.video_pad_id = model.config.video_token_id
+        self.codec = TextCodec(tokenizer, name=name, style=style, scheme=scheme,
+                               vocabulary=text.vocab_size, video_pad_id=self.video_pad_id)
         self.note_ends = self._mark_ids(style.note_ends)
         self.answer_ends = self._mark_ids(style.answer_ends)
         self._rope = MRope(text, self.device)
@@ -83,21 +81,15 @@ class VideoLanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of our own text, special tokens recognised."""
-        if text in LITERAL_IDS:
-            return [self._mark_id(text)]
-        with self._tokenizing:
-            return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.codec.encode(text)
 
     def encode_user(self, text: str) -> list[int]:
         """Token ids of a user's text; special tokens written in it are plain characters."""
-        with self._tokenizing:
-            return self.tokenizer.encode(text, add_special_tokens=False,
-                                         split_special_tokens=True)
+        return self.codec.encode_user(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True,
-                                     clean_up_tokenization_spaces=False)
+        return self.codec.decode(ids)
 
     # Vision
 
@@ -208,16 +200,4 @@ class VideoLanguageModel:
             text._attn_implementation = NAME
 
     def _mark_ids(self, marks: tuple[str, ...]) -> frozenset[int]:
-        return frozenset(self._mark_id(mark) for mark in marks)
-
-    def _mark_id(self, mark: str) -> int:
-        known = self.tokenizer.get_vocab().get(mark)
-        if known is not None:
-            return known
-        literal = LITERAL_IDS.get(mark)
-        vocabulary = self.hf.config.text_config.vocab_size
-        if literal is None or literal >= vocabulary:
-            raise ModelError(f'{self.name}: the vocabulary of {vocabulary} tokens has no '
-                             f'{mark!r}, which {self.style.name!r} prompts need; use '
-                             'prompts="stock", or a checkpoint trained with it')
-        return literal
+        return frozenset(self.codec.mark_id(mark) for mark in marks)

@@ -30,7 +30,8 @@ class PromptStyle:
 
     *_prefix stands before what is generated, on the target side; *_ends are the marks that end it;
     *_closer is fed behind it, so that it begins with the mark. question_* frame the user's words
-    on the source side.
+    on the source side. A note that says idle_note, and no more, is reported and not remembered:
+    it would only take room among those that say something.
     """
 
     name: str
@@ -44,12 +45,23 @@ class PromptStyle:
     note_prefix: str
     note_ends: tuple[str, ...]
     note_closer: str
+    idle_note: str = ''
 
     def question(self, text: str, choices: tuple[str, ...]) -> str:
         """The user's words with their options; no special tokens inside."""
         if not choices:
             return text
         return text + self.options_intro + '; '.join(choices) + '.'
+
+    def answer_text(self, reasoning: str, answer: str) -> str:
+        """What a model of this style writes; the inverse of split_answer."""
+        if self.name == 'stock':
+            return answer
+        return f'Reasoning: {reasoning}\nAnswer: {answer}'
+
+    def note_text(self, note: str) -> str:
+        """What a model of this style writes as a note; the inverse of clean_note."""
+        return note if self.name == 'stock' else f'Focus: {note}'
 
     def split_answer(self, text: str) -> tuple[str, str]:
         """(reasoning, answer) of what was generated."""
@@ -94,6 +106,7 @@ TWW = PromptStyle(
     note_prefix='[SEG THINK]\n',
     note_ends=(END_OF_NOTE, IM_END, END_OF_TEXT),
     note_closer=END_OF_NOTE,
+    idle_note='nothing new',
 )
 
 STYLES = {style.name: style for style in (STOCK, TWW)}

@@ -126,7 +126,8 @@ class _Session:
                 message_type, remap.get(topic, topic), _qos(topic))
             if kind in IMAGE_TYPES:
                 self._images.add(topic)
-        self._clock = self._node.create_publisher(Clock, '/clock', 10) if clock else None
+        # Ticks follow each other quickly at high rates: a busy subscriber must not lose any.
+        self._clock = self._node.create_publisher(Clock, '/clock', 100) if clock else None
         self._clock_ns: int | None = None
         self._status: MemoryStatus | None = None
         self._status_topic = f'/{flow_node.strip("/")}/status'

@@ -1,0 +1,117 @@
+"""The embedded model before training: its sizes, its tokenizer, and the settings it is made for.
+
+In: a seed. Out: a VideoLanguageModel with random weights. The classes are transformers' Qwen3-VL;
+small enough that two CPU cores train it and that its weights fit into the package.
+
+One merged vision token covers one place of the tabletop (96 × 96 px, 3 × 3 tokens), and one word
+of the tabletop's language is one token; other text falls back to bytes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from tww_ros.config import EngineConfig
+from tww_ros.model import prompts
+from tww_ros.model.language_model import VideoLanguageModel
+from tww_ros.model.tiny import SPECIAL_TOKENS
+from tww_ros.world.notes import Chronicle
+from tww_ros.world.questions import Asker
+from tww_ros.world.table import simulate
+
+# What the model is trained with is what the engine must run it with.
+SETTINGS = {
+    'watch.sample_fps': 1.0, 'watch.segment_s': 1.5, 'watch.min_pixels': 9_216,
+    'watch.max_pixels': 9_216, 'memory.read_window_tokens': 66, 'memory.resident_tokens': 176,
+    'memory.resident_note_tokens': 4_096, 'note.window_tokens': 24, 'note.max_new_tokens': 64,
+    'answer.session_tokens': 1_024,
+}
+SCHEME = 'decoupled'
+# One token each: the layout costs little, and 'Answer: ' is the same before an open answer and
+# before a choice.
+LAYOUT_TOKENS = ('[SEG THINK]\n', '\n\n[Q THINK]\n', 'Focus: ', 'Reasoning: ', 'Answer: ',
+                 '\nOptions:', 'user\n', 'assistant\n')
+VOCABULARY = 640
+
+
+def settings() -> EngineConfig:
+    """The engine's settings for this model."""
+    return EngineConfig.from_flat(SETTINGS)
+
+
+def tabletop_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE learnt from the tabletop's language; every digit is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r" ?[A-Za-z']+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(words, 'isolated'),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(_corpus(), trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL_TOKENS) - len(LAYOUT_TOKENS), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in LAYOUT_TOKENS])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=prompts.IM_END,
+                                   pad_token=prompts.END_OF_TEXT)
+
+
+def embedded_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+    """Sizes of the embedded model."""
+    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)),
+                   strict=True))
+    return Qwen3VLConfig(
+        text_config={
+            'vocab_size': VOCABULARY, 'hidden_size': 256, 'intermediate_size': 640,
+            'num_hidden_layers': 5, 'num_attention_heads': 8, 'num_key_value_heads': 2,
+            'head_dim': 32, 'initializer_range': 0.03, 'max_position_embeddings': 32_768,
+            'rope_parameters': {'rope_type': 'default', 'rope_theta': 10_000.0,
+                                'mrope_section': [6, 5, 5], 'mrope_interleaved': True},
+        },
+        vision_config={
+            'depth': 3, 'hidden_size': 128, 'intermediate_size': 384, 'num_heads': 4,
+            'out_hidden_size': 256, 'num_position_embeddings': 36,
+            'deepstack_visual_indexes': [1], 'initializer_range': 0.03,
+        },
+        image_token_id=ids['<|image_pad|>'], video_token_id=ids[prompts.VIDEO_PAD],
+        vision_start_token_id=ids[prompts.VISION_START],
+        vision_end_token_id=ids[prompts.VISION_END], tie_word_embeddings=True,
+    )
+
+
+def untrained(seed: int = 0) -> VideoLanguageModel:
+    """The model with random weights."""
+    tokenizer = tabletop_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(embedded_config(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(
+        [prompts.IM_END, prompts.END_OF_TEXT])
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return VideoLanguageModel(model, tokenizer, name='embedded', scheme=SCHEME, style=prompts.TWW)
+
+
+def _corpus() -> list[str]:
+    """Text of some hundred worlds, with the same statistics for everybody."""
+    texts = []
+    for seed in range(300):
+        rng = random.Random(seed)
+        chronicle = Chronicle(simulate(seed, 120.0))
+        for second in range(0, 120, 2):
+            texts += [chronicle.add((second, second + 1), second + 0.5),
+                      prompts.timestamp(second + 0.5)]
+            if second % 10 == 0:
+                asker = Asker(chronicle, rng)
+                made = asker.ask().with_choices(rng)
+                texts += [made.text, f'Reasoning: {made.reasoning}\nAnswer: {made.answer}',
+                          prompts.TWW.question(made.text, made.choices), *made.choices]
+                if made.subject:
+                    texts.append(asker.follow_up(made.subject).text)
+    # A word at the beginning of a choice has no space before it.
+    texts += [re.sub(r'^ ', '', text) for text in texts]
+    return texts

@@ -1,0 +1,66 @@
+"""What `tww train` trains on: mixtures of tabletop samples, stage by stage.
+
+In: a stage's name and a batch number. Out: a Batch. Samples are drawn until a batch has
+`tokens` tokens, so that steps cost about the same whatever the streams' lengths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from tww_ros.config import EngineConfig
+from tww_ros.model.language_model import VideoLanguageModel
+from tww_ros.training import tabletop
+from tww_ros.training.forward import Batch, Rotations, collate
+from tww_ros.training.layout import plan
+from tww_ros.training.tabletop import Recipe
+from tww_ros.world.table import TEST_SEEDS, TRAIN_SEEDS
+
+# Share of the samples of each stage; stages build on each other and keep a little of the ones
+# before.
+MIXTURES: dict[str, dict[Recipe, float]] = {
+    'perception': {tabletop.PERCEPTION: 1.0},
+    'single': {tabletop.PERCEPTION: 0.25, tabletop.SINGLE: 0.6, tabletop.LONG_SINGLE: 0.15},
+    'multi': {tabletop.PERCEPTION: 0.1, tabletop.SINGLE: 0.2, tabletop.MULTI: 0.6,
+              tabletop.LONG_SINGLE: 0.1},
+    'long': {tabletop.SINGLE: 0.1, tabletop.MULTI: 0.3, tabletop.LONG_SINGLE: 0.2,
+             tabletop.LONG: 0.4},
+}
+# Pictures are drawn larger than the model sees them, as a camera's are.
+SIZES_PX = (96, 144, 192, 192)
+
+
+class TabletopBatches:
+    """Endless batches from the tabletop world. Training and held-out worlds share no seed."""
+
+    def __init__(self, model: VideoLanguageModel, config: EngineConfig, tokens: int = 8_000,
+                 seed: int = 0, notes: bool = True) -> None:
+        """notes: False trains the ablation that reasons at length instead."""
+        self._codec = model.codec
+        self._config = config
+        self._tokens = tokens
+        self._seed = seed
+        self._notes = notes
+        self._rotations = Rotations(model.hf.config.text_config)
+
+    def batch(self, stage: str, number: int) -> Batch:
+        """See trainer.Batches."""
+        return self._make(stage, random.Random(f'{self._seed} {stage} {number}'), TRAIN_SEEDS)
+
+    def held_out(self, stage: str, number: int) -> Batch:
+        """See trainer.Batches."""
+        return self._make(stage, random.Random(f'held out {stage} {number}'), TEST_SEEDS)
+
+    def _make(self, stage: str, rng: random.Random, seeds: range) -> Batch:
+        mixture, plans, total = MIXTURES[stage], [], 0
+        while total < self._tokens:
+            recipe = rng.choices(list(mixture), list(mixture.values()))[0]
+            if not self._notes:
+                recipe = dataclasses.replace(recipe, notes=False)
+            made = tabletop.sample(rng.choice(seeds), recipe, rng.choice(SIZES_PX))
+            plans.append(plan(made, self._codec, self._config))
+            total += len(plans[-1])
+        watch = self._config.watch
+        return collate(plans, self._rotations, min_pixels=watch.min_pixels,
+                       max_pixels=watch.max_pixels)

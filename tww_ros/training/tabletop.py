@@ -1,0 +1,165 @@
+"""Samples from the tabletop world: streams with perfect notes and exact answers, stage by stage.
+
+In: a seed and a Recipe. Out: a Sample. Frames are rendered where video is wanted; segments far
+from anything that is learnt can be left out (`Recipe.video`), so that a stream of many minutes
+costs little more than its notes.
+
+    stage          teaches                                      recipe
+    0 perception   what stands where, from one picture          PERCEPTION
+    1 single       notes about events; one question a session   SINGLE
+    2 multi        many rounds a session, follow-ups            MULTI
+    3 long         long streams, proofs far back, distractors   LONG
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tww_ros.training.layout import Sample, SamplePatch, SampleRound, SampleSegment
+from tww_ros.world.notes import Chronicle
+from tww_ros.world.questions import Asker, TableQuestion
+from tww_ros.world.render import Renderer
+from tww_ros.world.table import Episode, Pace, TableState, crowd, simulate
+
+FRAME_S = 1.0
+GRID = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the streams of one stage look; pairs are (least, most).
+
+    moments: how often questions are asked; rounds: how many each time. single: every question in a
+    session of its own. video: 'all', or 'near' for the last segments before questions and
+    around some events. notes: False leaves them out, and answers reason through every event
+    instead (the ablation).
+    """
+
+    name: str
+    segments: tuple[int, int]
+    gap_s: tuple[float, float]
+    moments: tuple[int, int]
+    rounds: tuple[int, int]
+    single: bool
+    video: str = 'all'
+    idle_share: float = 0.06
+    furnished_share: float = 0.2
+    notes: bool = True
+
+
+PERCEPTION = Recipe('perception', (1, 1), (1.0, 1.0), (0, 0), (0, 0), True)
+SINGLE = Recipe('single', (6, 32), (0.5, 4.0), (2, 4), (4, 8), True)
+MULTI = Recipe('multi', (10, 40), (0.5, 4.0), (3, 6), (2, 5), False)
+LONG = Recipe('long', (60, 160), (1.0, 5.0), (2, 5), (4, 8), False, video='near')
+LONG_SINGLE = Recipe('long-single', (60, 160), (1.0, 5.0), (2, 4), (5, 10), True, video='near')
+# Segments before a question (and before a note) whose video is kept with video='near'.
+NEAR = 9
+READ_BEFORE = 3
+
+
+def sample(seed: int, recipe: Recipe, size_px: int = 96) -> Sample:
+    """The sample of that seed; the same arguments give the same sample."""
+    rng = random.Random(f'{recipe.name} {seed}')
+    if recipe.name == PERCEPTION.name:
+        return _perception(seed, rng, size_px)
+    count = rng.randint(*recipe.segments)
+    pace = Pace(gap_s=rng.uniform(*recipe.gap_s), idle_share=recipe.idle_share,
+                furnished_share=recipe.furnished_share)
+    episode = simulate(seed, count * 2 * FRAME_S + 4.0, pace)
+    return stream(episode, rng, recipe, count, size_px)
+
+
+def stream(episode: Episode, rng: random.Random, recipe: Recipe, count: int,
+           size_px: int) -> Sample:
+    """`count` segments of an episode with notes, and questions at some moments."""
+    chronicle = Chronicle(episode)
+    wanted = set(rng.sample(range(1, count), min(count - 1, rng.randint(*recipe.moments))))
+    # One moment at the end, where the proofs are far back.
+    wanted.add(count - 1)
+    cuts, rounds = [], []
+    subjects: dict[str, TableQuestion] = {}
+    at_s = rng.uniform(0.0, 0.6)
+    for number in range(count):
+        asked = number in wanted
+        frames = 1 if asked and rng.random() < 0.35 else 2
+        stamps = [at_s + FRAME_S * i + rng.uniform(-0.05, 0.05) * (at_s > 1.0)
+                  for i in range(frames)]
+        at_s += FRAME_S * frames
+        zero = cuts[0][0] if cuts else stamps[0]
+        time_s = (stamps[0] + stamps[-1]) / 2 - zero
+        chronicle.add(stamps, time_s)
+        cuts.append((*stamps, time_s))
+        if asked and chronicle.settled:
+            noted = number + 1 - (rng.random() < 0.5)
+            rounds += _rounds(chronicle, rng, recipe, number + 1, noted, subjects)
+    video = _video(recipe, chronicle, rounds, rng, count)
+    renderer = Renderer(episode, size_px)
+    segments = []
+    for number, (*stamps, time_s) in enumerate(cuts):
+        patches = ()
+        if number in video:
+            pictures = tuple(renderer.frame(stamp) for stamp in stamps)
+            patches = (SamplePatch(time_s, pictures, GRID, GRID),)
+        segments.append(SampleSegment(
+            stamps[0], stamps[-1], patches, chronicle.notes[number] if recipe.notes else None,
+            learn=all(n in video for n in range(max(0, number - READ_BEFORE), number + 1))))
+    return Sample(tuple(segments), tuple(rounds))
+
+
+def _rounds(chronicle: Chronicle, rng: random.Random, recipe: Recipe, after: int, noted: int,
+            subjects: dict[str, TableQuestion]) -> Iterator[SampleRound]:
+    asker = Asker(chronicle, rng)
+    sessions = 1 if recipe.single or rng.random() < 0.6 else 2
+    for number in range(rng.randint(*recipe.rounds)):
+        session = f'{after}/{number}' if recipe.single else str(rng.randrange(sessions))
+        before = subjects.get(session)
+        if before is not None and before.subject is not None and rng.random() < 0.3:
+            made = asker.follow_up(before.subject)
+        else:
+            made = asker.ask()
+        subjects[session] = made
+        if rng.random() < 0.5:
+            made = made.with_choices(rng)
+        yield to_round(made, chronicle, after, noted, session, recipe.notes)
+
+
+def to_round(question: TableQuestion, chronicle: Chronicle, after: int, noted: int, session: str,
+             notes: bool = True) -> SampleRound:
+    """A question as it is trained on and asked."""
+    reasoning = question.reasoning if notes else long_reasoning(chronicle)
+    return SampleRound(after, noted, session, question.text, question.answer, reasoning,
+                       question.choices, kind=question.kind)
+
+
+def long_reasoning(chronicle: Chronicle) -> str:
+    """Every event so far: what must be gone through again when there are no notes."""
+    start = chronicle.notes[0].split(';')[0]
+    return '; '.join([start, *(seen.text for seen in chronicle.seen)])
+
+
+def _video(recipe: Recipe, chronicle: Chronicle, rounds: list[SampleRound], rng: random.Random,
+           count: int) -> set[int]:
+    if recipe.video == 'all':
+        return set(range(count))
+    kept = set(range(min(2, count)))
+    for after in {each.after for each in rounds}:
+        kept.update(range(max(0, after - NEAR), after))
+    events = [seen.segment for seen in chronicle.seen]
+    for segment in rng.sample(events, min(4, len(events))):
+        kept.update(range(max(0, segment - READ_BEFORE), segment + 1))
+    return kept
+
+
+def _perception(seed: int, rng: random.Random, size_px: int) -> Sample:
+    count = rng.randint(0, 9)
+    state: TableState = crowd(rng, count, min(count, rng.choice((0, 0, 0, 1, 2))))
+    episode = Episode(seed, 10.0, state, ())
+    chronicle, start_s = Chronicle(episode), rng.uniform(0.0, 8.0)
+    stamps = [start_s, start_s + FRAME_S][:rng.choice((1, 2, 2))]
+    time_s = (stamps[-1] - stamps[0]) / 2
+    note = chronicle.add(stamps, time_s)
+    renderer = Renderer(episode, size_px)
+    patch = SamplePatch(time_s, tuple(renderer.frame(stamp) for stamp in stamps), GRID, GRID)
+    return Sample((SampleSegment(stamps[0], stamps[-1], (patch,), note),), ())

@@ -1,0 +1,323 @@
+"""The training loop: batches in, checkpoints, curves and a log out.
+
+In: a model, stages (how many steps of which samples), a folder. Out, in that folder:
+
+    checkpoints/step-000500/   model.safetensors, optimizer.safetensors, state.json
+    log.jsonl                  one line per report: loss, held-out accuracy by kind
+    curves.png
+
+A checkpoint is written beside its place and renamed when it is whole; a run that was killed at any
+moment goes on from the last whole one, with the batches that it would have had. Batch k of a run
+depends on the seed and on k alone. Built on accelerate: `accelerate launch` on several GPUs or
+machines takes the same code, each process its own batches.
+
+It knows nothing of worlds: `Batches` gives it what to learn from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from tww_ros.errors import TrainingError
+from tww_ros.model.language_model import VideoLanguageModel
+from tww_ros.training.curves import draw_curves
+from tww_ros.training.forward import Batch, forward, training_attention
+
+
+class Batches(Protocol):
+    """Where batches come from; must be picklable for worker processes."""
+
+    def batch(self, stage: str, number: int) -> Batch:
+        """Batch `number` of a stage; the same arguments give the same batch."""
+
+    def held_out(self, stage: str, number: int) -> Batch:
+        """One that is never trained on."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training. rate: the highest learning rate; it rises over `warmup` steps and
+    falls along a cosine to `final` of itself."""
+
+    name: str
+    steps: int
+    rate: float
+    warmup: int = 100
+    final: float = 0.05
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of one step, counted within the stage."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        fall = 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+        return self.rate * rise * (self.final + (1.0 - self.final) * fall)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Everything but the data. precision: 'auto', 'no' or 'bf16'; auto: bf16 where it is quick
+    (CUDA, CPUs with AMX). workers: processes that make batches."""
+
+    folder: Path
+    stages: tuple[Stage, ...]
+    precision: str = 'auto'
+    workers: int = 1
+    report_every: int = 25
+    check_every: int = 200
+    check_batches: int = 4
+    save_every: int = 200
+    keep: int = 2
+    weight_decay: float = 0.05
+    clip: float = 1.0
+
+
+class Trainer:
+    """Runs the stages one after the other, from where the folder's last checkpoint stands."""
+
+    def __init__(self, model: VideoLanguageModel, batches: Batches, config: TrainerConfig,
+                 after_stage: Callable[[str], None] = lambda name: None) -> None:
+        """after_stage is called with a stage's name when it has ended, in the main process."""
+        self.model = model
+        self._batches = batches
+        self._config = config
+        self._after_stage = after_stage
+        self._accelerator = Accelerator(mixed_precision=_precision(config.precision),
+                                        cpu=model.device.type == 'cpu')
+        decayed = [p for p in model.hf.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in model.hf.parameters() if p.requires_grad and p.ndim <= 1]
+        optimizer = torch.optim.AdamW(
+            [{'params': decayed, 'weight_decay': config.weight_decay},
+             {'params': others, 'weight_decay': 0.0}], betas=(0.9, 0.98))
+        self._forward, self._optimizer = self._accelerator.prepare(
+            _Forward(model.hf), optimizer)
+        self.step = 0
+        config.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self._config.stages)
+
+    def run(self) -> None:
+        """Train to the end."""
+        main = self._accelerator.is_main_process
+        bar = tqdm(total=self.total_steps, initial=self.step, disable=not main, unit='step')
+        first = 0
+        for stage in self._config.stages:
+            if self.step < first + stage.steps:
+                self._run_stage(stage, first, bar)
+                if main:
+                    self._after_stage(stage.name)
+            first += stage.steps
+        bar.close()
+
+    def _run_stage(self, stage: Stage, first: int, bar: tqdm) -> None:
+        config, accelerator = self._config, self._accelerator
+        losses: list[torch.Tensor] = []
+        with training_attention(self.model.hf):
+            for batch in self._stream(stage, self.step - first):
+                self.model.hf.train()
+                for group in self._optimizer.param_groups:
+                    group['lr'] = stage.rate_at(self.step - first)
+                logits = self._forward(batch)
+                loss = functional.cross_entropy(logits.float(), batch.targets)
+                self._optimizer.zero_grad()
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(self.model.hf.parameters(), config.clip)
+                self._optimizer.step()
+                losses.append(loss.detach())
+                self.step += 1
+                bar.update()
+                last = self.step == first + stage.steps
+                if not math.isfinite(float(loss)):
+                    raise TrainingError(f'step {self.step}: the loss is {float(loss)}; lower the '
+                                        'learning rate, or resume from an earlier checkpoint')
+                if self.step % config.report_every == 0 or last:
+                    mean = float(torch.stack(losses).mean())
+                    losses.clear()
+                    entry = {'step': self.step, 'stage': stage.name, 'loss': mean}
+                    if self.step % config.check_every == 0 or last:
+                        entry['held_out'] = self._check(stage)
+                    self._report(entry, bar)
+                if accelerator.is_main_process and (self.step % config.save_every == 0 or last):
+                    self.save()
+
+    def _stream(self, stage: Stage, start: int) -> Iterator[Batch]:
+        """Batches of a stage from step `start` on, made ahead by worker processes."""
+        ranks, rank = self._accelerator.num_processes, self._accelerator.process_index
+        numbers = range(start * ranks + rank, stage.steps * ranks, ranks)
+        loader = DataLoader(
+            _Numbered(self._batches, stage.name, numbers), batch_size=None,
+            num_workers=self._config.workers, worker_init_fn=_one_thread,
+            prefetch_factor=4 if self._config.workers else None)
+        for batch in loader:
+            yield batch.to(self._accelerator.device)
+
+    @torch.no_grad()
+    def _check(self, stage: Stage) -> dict[str, float]:
+        """Accuracy on samples never trained on: share of notes and answers with no wrong token,
+        given that everything before each token is right."""
+        self.model.hf.eval()
+        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for number in range(self._config.check_batches):
+            batch = self._batches.held_out(stage.name, number).to(self._accelerator.device)
+            right = self._forward(batch).argmax(-1) == batch.targets
+            for kind, whole in accuracy(batch, right):
+                counts[kind][0] += whole
+                counts[kind][1] += 1
+        return {kind: good / count for kind, (good, count) in sorted(counts.items())}
+
+    def _report(self, entry: dict, bar: tqdm) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        shown = {'stage': entry['stage'], 'loss': f'{entry["loss"]:.4f}'}
+        shown |= {kind: f'{entry["held_out"][kind]:.3f}' for kind in ('note', 'answer', 'final')
+                  if kind in entry.get('held_out', {})}
+        bar.set_postfix(shown)
+        with (self._config.folder / 'log.jsonl').open('a') as log:
+            log.write(json.dumps(entry) + '\n')
+        if 'held_out' in entry:
+            draw_curves(self._config.folder / 'log.jsonl', self._config.folder / 'curves.png')
+
+    # Checkpoints
+
+    def save(self) -> Path:
+        """Write a checkpoint; a kill in between leaves the one before."""
+        folder = self._config.folder / 'checkpoints'
+        place = folder / f'step-{self.step:07d}'
+        partial = folder / f'{place.name}.partial'
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        hf = self.model.hf
+        weights = {name: p.detach().cpu().contiguous() for name, p in hf.named_parameters()}
+        save_file(weights, partial / 'model.safetensors')
+        save_file(_flatten(self._optimizer.state_dict()['state']),
+                  partial / 'optimizer.safetensors')
+        (partial / 'state.json').write_text(json.dumps({'step': self.step}))
+        shutil.rmtree(place, ignore_errors=True)
+        partial.rename(place)
+        for old in self.checkpoints()[:-self._config.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return place
+
+    def checkpoints(self) -> list[Path]:
+        """The whole ones, oldest first."""
+        found = (self._config.folder / 'checkpoints').glob('step-*')
+        return sorted(path for path in found if path.suffix != '.partial')
+
+    def _resume(self) -> None:
+        for place in reversed(self.checkpoints()):
+            try:
+                step = json.loads((place / 'state.json').read_text())['step']
+                weights = load_file(place / 'model.safetensors')
+                moments = load_file(place / 'optimizer.safetensors')
+            except Exception as error:
+                tqdm.write(f'{place} cannot be read ({error}); trying the one before')
+                continue
+            known = dict(self.model.hf.named_parameters())
+            if set(weights) != set(known):
+                raise TrainingError(f'{place} is of another model; expected the same tensors, got '
+                                    f'{len(set(weights) ^ set(known))} others; choose another '
+                                    'folder')
+            with torch.no_grad():
+                for name, value in weights.items():
+                    known[name].copy_(value)
+            state = self._optimizer.state_dict()
+            state['state'] = _unflatten(moments)
+            self._optimizer.load_state_dict(state)
+            self.step = step
+            self._forget_after(step)
+            return
+
+    def _forget_after(self, step: int) -> None:
+        """Drop log lines of steps that will be done again."""
+        log = self._config.folder / 'log.jsonl'
+        if log.exists():
+            kept = [line for line in log.read_text().splitlines()
+                    if line.endswith('}') and json.loads(line)['step'] <= step]
+            log.write_text(''.join(line + '\n' for line in kept))
+
+
+def accuracy(batch: Batch, right: torch.Tensor) -> Iterator[tuple[str, bool]]:
+    """(kind, whether every learnt token is right) of each note and answer: 'note', 'note:put',
+    'answer', 'final' (the answer without its reasoning), 'final:where:open', …"""
+    spans, right, final = batch.spans.tolist(), right.tolist(), batch.final.tolist()
+    whole: dict[int, bool] = {}
+    ended: dict[int, bool] = {}
+    for span, good, of_answer in zip(spans, right, final, strict=True):
+        whole[span] = whole.get(span, True) and good
+        if of_answer:
+            ended[span] = ended.get(span, True) and good
+    for span, good in whole.items():
+        kind = batch.what[span]
+        yield kind.split(':')[0], good
+        if kind.startswith('note:'):
+            yield kind, good
+    for span, good in ended.items():
+        kind = batch.what[span].split(':')
+        yield 'final', good
+        yield f'final:{kind[-1]}', good
+        yield f'final:{kind[1]}', good
+
+
+class _Forward(torch.nn.Module):
+    """The training forward as a module, for accelerate."""
+
+    def __init__(self, hf: torch.nn.Module) -> None:
+        super().__init__()
+        self.hf = hf
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return forward(self.hf, batch)
+
+
+class _Numbered(Dataset):
+    def __init__(self, batches: Batches, stage: str, numbers: range) -> None:
+        self._batches, self._stage, self._numbers = batches, stage, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._batches.batch(self._stage, self._numbers[index])
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    torch.multiprocessing.set_sharing_strategy('file_system')
+
+
+def _precision(name: str) -> str:
+    if name != 'auto':
+        return name
+    quick = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
+    return 'bf16' if quick else 'no'
+
+
+def _flatten(state: dict[int, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {f'{index}.{name}': torch.as_tensor(value).detach().cpu().contiguous()
+            for index, entry in state.items() for name, value in entry.items()}
+
+
+def _unflatten(flat: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, value in flat.items():
+        index, name = key.split('.', 1)
+        state[int(index)][name] = value
+    return dict(state)
