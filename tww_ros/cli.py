@@ -24,6 +24,7 @@ from typing import Any
 from tww_ros import __version__
 from tww_ros.config import EngineConfig, NodeConfig, Setting, settings
 from tww_ros.errors import ConfigError, ReplayError, TwwError
+from tww_ros.training.train import register as train_command
 
 _WORDS = {'true': True, 'yes': True, 'on': True, '1': True,
           'false': False, 'no': False, 'off': False, '0': False}
@@ -84,8 +85,11 @@ def _parse_value(entry: Setting, text: str) -> Any:
 # tww ask
 
 def _ask(arguments: argparse.Namespace) -> int:
+    from tww_ros.model.marks import local_marks
     from tww_ros.replay.asking import AskOptions, ask_and_print
-    config = EngineConfig.from_flat({'step.deterministic': True, **parse_settings(arguments.set)})
+    config = EngineConfig.from_flat({**local_marks(arguments.model).settings,
+                                     'step.deterministic': True,
+                                     **parse_settings(arguments.set)})
     choices = arguments.choices.split(',') if arguments.choices is not None else ()
     return ask_and_print(AskOptions(
         video=arguments.video, texts=arguments.question, times_s=arguments.at, config=config,
@@ -345,6 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
         tww params > docs/settings.md
         tww params --format yaml > my_params.yaml""")
     params.add_argument('--format', default='markdown', choices=('markdown', 'yaml'))
+    train_command(commands, _command)
     bench = _command(commands, 'bench', _bench, 'run a benchmark of the repository', """
         tww bench slice --quick --json slice.json""")
     bench.add_argument('name')

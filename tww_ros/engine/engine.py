@@ -49,9 +49,12 @@ class Engine:
     def __init__(self, model: StepModel, config: EngineConfig | None = None, *,
                  on_note: Callable[[Note], None] | None = None,
                  on_segment: Callable[[SegmentInfo], None] | None = None) -> None:
-        """on_note and on_segment run on the reasoner's thread and must not block."""
+        """config: by default, the settings that the model was trained with.
+
+        on_note and on_segment run on the reasoner's thread and must not block.
+        """
         self.model = model
-        self.config = config or EngineConfig()
+        self.config = config or EngineConfig.from_flat(model.settings)
         model.set_attention(self.config.step.attention)
         self.memory = MemoryBank(self.config.memory)
         self._sessions = Sessions(self.config.answer)

@@ -16,7 +16,8 @@ the same time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,9 @@ class VideoLanguageModel:
 
     def __init__(self, model: Qwen3VLForConditionalGeneration,
                  tokenizer: PreTrainedTokenizerBase, *, name: str, scheme: Scheme,
-                 style: PromptStyle, quantization: str = 'none') -> None:
+                 style: PromptStyle, quantization: str = 'none',
+                 settings: Mapping[str, Any] | None = None) -> None:
+        """settings: of the engine, by dotted name, that this checkpoint was trained with."""
         text = model.config.text_config
         self.hf = model.eval()
         self.tokenizer = tokenizer
@@ -45,6 +48,7 @@ class VideoLanguageModel:
         self.scheme = scheme
         self.style = style
         self.quantization = quantization
+        self.settings = dict(settings or {})
         # Once, because a status several times a second asks for the description.
         self._weights_mb = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
         self.device = model.device

@@ -1,13 +1,14 @@
 """load_model: a name or a path → VideoLanguageModel, or a ModelError that says what to do.
 
     'tiny-random'                  seeded five-million-parameter Qwen3-VL; its words mean nothing
-    'embedded'                     the model that ships with the package (not in this version)
+    'embedded'                     the small model that ships with the package: it knows the
+                                   tabletop world and nothing else
     '/path/to/checkpoint'          a local Qwen3-VL directory
     'Qwen/Qwen3-VL-2B-Instruct'    a hub id
 
-A checkpoint trained for Think While Watching says so in `tww.json` beside its config:
-{"positions": "decoupled", "prompts": "tww"}. Without it, or with arguments other than 'auto',
-stock settings or the arguments hold. The vision tower and the output head stay unquantized.
+A checkpoint trained for Think While Watching says so in `tww.json` beside its config (see
+`model.marks`). Without it, or with arguments other than 'auto', stock settings or the arguments
+hold. The vision tower and the output head stay unquantized.
 Loading with quantization ends with a self-test of the kernels, because bitsandbytes may import and
 yet fail at its first 4-bit product.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -35,11 +37,11 @@ from transformers.utils import cached_file
 
 from tww_ros.errors import ModelError
 from tww_ros.model.language_model import VideoLanguageModel
+from tww_ros.model.marks import FILE, SCHEMES, Marks, folder_of, read_marks
 from tww_ros.model.prompts import STYLES
 from tww_ros.model.tiny import tiny_model
 
 QUANTIZATIONS = ('none', 'int8', 'nf4')
-SCHEMES = ('auto', 'continuous', 'decoupled')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 # bitsandbytes says this once per layer and step; the cast is what LLM.int8 is.
 logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)
@@ -47,6 +49,8 @@ logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)
 logging.getLogger('bitsandbytes.backends.cpu.ops').setLevel(logging.ERROR)
 # Kept in the compute dtype: the vision tower feeds every layer, the head decides every token.
 SKIP_QUANTIZATION = ['lm_head', 'model.visual']
+# Of a directory with LoRA adapters only, as `tww train --lora` writes them.
+ADAPTER = 'adapter_config.json'
 TOKENIZER_FILES = ('tokenizer.json', 'vocab.json')
 
 
@@ -61,16 +65,13 @@ def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtyp
     and what to do.
     """
     _check('quantization', quantization, QUANTIZATIONS)
-    _check('positions', positions, SCHEMES)
+    _check('positions', positions, ('auto', *SCHEMES))
     _check('prompts', prompts, ('auto', *STYLES))
     _check('dtype', dtype, ('auto', *DTYPES))
     target = _device(device)
     kind = DTYPES[dtype] if dtype != 'auto' else (
         torch.bfloat16 if target.type == 'cuda' else torch.float32)
-    marks: dict[str, str] = {}
-    if name == 'embedded':
-        raise ModelError('this version ships no embedded model yet; use "tiny-random" (random '
-                         'weights) or a Qwen3-VL checkpoint directory')
+    marks = Marks()
     if name == 'tiny-random':
         model, tokenizer = tiny_model(seed)
         if quantization == 'none':
@@ -80,20 +81,24 @@ def load_model(name: str, quantization: str = 'none', device: str = 'auto', dtyp
                 model.save_pretrained(folder)
                 model = _from_pretrained(folder, quantization, target, kind)
     else:
-        source = _find(name)
+        source, adapter = _find(name), None
+        if (Path(source) / ADAPTER).is_file():
+            source, adapter = _base_of(source), Path(source)
         _check_architecture(source)
         _check_memory(source, quantization, target, kind)
-        marks = _marks(source)
+        marks = _marks(str(adapter or source))
         try:
             tokenizer = _tokenizer(source)
         except Exception as error:
             raise ModelError(f'{name}: the tokenizer cannot be read ({error}); expected '
                              'tokenizer.json beside config.json') from error
         model = _from_pretrained(source, quantization, target, kind)
-    scheme = positions if positions != 'auto' else marks.get('positions', 'continuous')
-    style = prompts if prompts != 'auto' else marks.get('prompts', 'stock')
+        if adapter is not None:
+            _adapt(model, adapter)
+    scheme = positions if positions != 'auto' else marks.positions
+    style = prompts if prompts != 'auto' else marks.prompts
     loaded = VideoLanguageModel(model, tokenizer, name=name, scheme=scheme, style=STYLES[style],
-                                quantization=quantization)
+                                quantization=quantization, settings=marks.settings)
     _self_test(loaded)
     return loaded
 
@@ -118,18 +123,48 @@ def _device(name: str) -> torch.device:
 
 def _find(name: str) -> str:
     """The local directory, or the hub id as it is."""
-    path = Path(name).expanduser()
+    path = folder_of(name)
     if name and path.is_dir():
-        if not (path / 'config.json').is_file():
+        if not any((path / file).is_file() for file in ('config.json', ADAPTER)):
             raise ModelError(f'{name}: expected a checkpoint directory with config.json; found '
-                             f'{sorted(p.name for p in path.iterdir())[:8]}')
+                             f'{sorted(p.name for p in path.iterdir())[:8]} in {path}')
         return str(path)
     looks_like_path = name.startswith(('/', '.', '~')) or name.count('/') != 1
     if looks_like_path or path.exists():
-        raise ModelError(f'no checkpoint at {name!r}: expected "tiny-random", a directory with '
-                         'config.json and *.safetensors, or a hub id such as '
+        raise ModelError(f'no checkpoint at {name!r}: expected "embedded", "tiny-random", a '
+                         'directory with config.json and *.safetensors, or a hub id such as '
                          '"Qwen/Qwen3-VL-2B-Instruct"')
     return name
+
+
+def _base_of(folder: str) -> str:
+    try:
+        base = json.loads((Path(folder) / ADAPTER).read_text())['base_model_name_or_path']
+    except (ValueError, KeyError) as error:
+        raise ModelError(f'{folder}/{ADAPTER} cannot be read ({error!r}); expected what `tww '
+                         'train --lora` or peft writes') from error
+    try:
+        return _find(base)
+    except ModelError as error:
+        raise ModelError(f'{folder} holds adapters for {base!r}, which is not there ({error})'
+                         ) from error
+
+
+def _adapt(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
+    """Put LoRA adapters into the loaded base, in place."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    try:
+        told = json.loads((folder / ADAPTER).read_text())
+        config = LoraConfig(r=told['r'], lora_alpha=told['lora_alpha'],
+                            target_modules=told['target_modules'])
+        inject_adapter_in_model(config, model)
+        found = set_peft_model_state_dict(model, load_file(folder / 'adapter_model.safetensors'))
+    except Exception as error:
+        raise ModelError(f'{folder}: the adapters cannot be loaded ({error}); train them again '
+                         'for this base') from error
+    if found.unexpected_keys:
+        raise ModelError(f'{folder}: {len(found.unexpected_keys)} adapter weights fit nothing, '
+                         f'among them {found.unexpected_keys[0]}; it is for another base')
 
 
 def _check_architecture(source: str) -> None:
@@ -176,21 +211,11 @@ def _count_weights(folder: str) -> int:
     return count
 
 
-def _marks(source: str) -> dict[str, str]:
-    """positions and prompts of a Think While Watching checkpoint; empty for a stock one."""
-    # Of a directory or of the hub; None when there is no such file.
-    file = cached_file(source, 'tww.json', _raise_exceptions_for_missing_entries=False,
+def _marks(source: str) -> Marks:
+    """What the checkpoint says of itself, of a directory or of the hub."""
+    file = cached_file(source, FILE, _raise_exceptions_for_missing_entries=False,
                        _raise_exceptions_for_connection_errors=False)
-    if file is None:
-        return {}
-    try:
-        marks = json.loads(Path(file).read_text())
-        _check('positions', marks.get('positions', 'continuous'), SCHEMES[1:])
-        _check('prompts', marks.get('prompts', 'stock'), tuple(STYLES))
-    except (ValueError, AttributeError, ModelError) as error:
-        raise ModelError(f'{file}: {error}; expected '
-                         '{"positions": "decoupled", "prompts": "tww"}') from error
-    return marks
+    return Marks() if file is None else read_marks(Path(file))
 
 
 def _from_pretrained(source: str, quantization: str, device: torch.device,

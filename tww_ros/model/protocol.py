@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -24,6 +24,7 @@ class StepModel(Protocol):
     scheme: Scheme
     style: PromptStyle
     quantization: str
+    settings: Mapping[str, Any]
     device: torch.device
     block_shape: BlockShape
     patch_size: int

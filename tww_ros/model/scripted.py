@@ -49,6 +49,7 @@ class ScriptedModel:
         self.scheme = positions
         self.style = prompts.STOCK
         self.quantization = 'none'
+        self.settings: dict[str, object] = {}
         self.device = torch.device('cpu')
         self.block_shape = BlockShape(1, 1, 2, torch.float32, self.device)
         self.patch_size, self.merge_size, self.temporal_patch_size = 16, 2, 2

@@ -19,6 +19,7 @@ from rclpy.node import Node
 
 from tww_ros.config import EngineConfig, NodeConfig, Setting, settings
 from tww_ros.errors import ConfigError
+from tww_ros.model.marks import local_marks
 
 ONE_CAMERA = ('camera',)
 CAMERA_NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*')
@@ -40,11 +41,15 @@ class Parameters:
 
 
 def declare_parameters(node: Node) -> Parameters:
-    """Declare every parameter on a node and read it; ConfigError when one does not fit."""
+    """Declare every parameter on a node and read it; ConfigError when one does not fit.
+
+    The defaults of the engine's parameters are those that the model was trained with.
+    """
     cameras = _cameras(node)
     own = {entry.name: _declare(node, entry) for entry in settings(NodeConfig)}
-    engine = {}
+    engine, trained_with = {}, local_marks(own['model']).settings
     for entry in settings(EngineConfig):
+        entry = replace(entry, default=trained_with.get(entry.name, entry.default))
         if entry.name == 'watch.label_cameras':
             # With one camera there is nothing to tell apart.
             entry = replace(entry, default=len(cameras) > 1)

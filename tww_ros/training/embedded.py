@@ -93,7 +93,8 @@ def untrained(seed: int = 0) -> VideoLanguageModel:
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(
         [prompts.IM_END, prompts.END_OF_TEXT])
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return VideoLanguageModel(model, tokenizer, name='embedded', scheme=SCHEME, style=prompts.TWW)
+    return VideoLanguageModel(model, tokenizer, name='embedded', scheme=SCHEME, style=prompts.TWW,
+                              settings=SETTINGS)
 
 
 def _corpus() -> list[str]:

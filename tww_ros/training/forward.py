@@ -240,7 +240,7 @@ def _softmax_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     """
     kv_heads, tokens = key.shape[1], query.shape[2]
     grouped = query.unflatten(1, (kv_heads, -1)).flatten(2, 3)                   # [S, Hkv, G·T, D]
-    scores = (grouped @ key.transpose(2, 3)).unflatten(2, (-1, tokens))          # [S, Hkv, G, T, K]
+    scores = (grouped @ key.transpose(2, 3)).unflatten(2, (-1, tokens))         # [S, Hkv, G, T, K]
     if mask is not None:
         scores = scores.masked_fill(~mask[:, :, None], float('-inf'))
     weights = scores.softmax(-1).to(value.dtype)
@@ -255,7 +255,7 @@ def _equal_images(module: torch.nn.Module, query: torch.Tensor, key: torch.Tenso
     """Vision attention for images of one size, all in one call: [1, H, images · n, D]."""
     heads, total, size = query.shape[1:]
     q, k, v = (x[0].view(heads, total // tww_patches, tww_patches, size).transpose(0, 1)
-               for x in (query, key, value))                                     # [images, H, n, D]
+               for x in (query, key, value))                                    # [images, H, n, D]
     out = _softmax_attention(q * scaling, k, v, None)
     return out.transpose(1, 2).reshape(1, total, heads, size), None
 

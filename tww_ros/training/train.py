@@ -1,0 +1,207 @@
+"""`tww train`: the embedded model from scratch, or a checkpoint (with LoRA) on a data set.
+
+    tww train --out runs/embedded                               the tabletop, from random weights
+    tww train --out runs/mine --data DIR --model CKPT --lora 16 your own streams
+
+In: the options. Out: in `--out`, what the trainer writes, and after each stage a checkpoint that
+`load_model` takes (`stages/<name>/`); the last one is the result. Started again with the same
+folder it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tww_ros.errors import TrainingError
+
+# Steps and learning rates of the embedded model's stages.
+STAGES = {'perception': (500, 1.5e-3), 'single': (1_800, 1.2e-3), 'multi': (600, 8e-4),
+          'long': (600, 6e-4)}
+# On a user's data the order is the same; perception is what a checkpoint brings along.
+LORA_RATE = 1e-4
+LORA_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """model: '' makes the embedded model from scratch. data: None takes the tabletop world.
+
+    lora: rank of the adapters; 0 trains every weight. threads: of torch, 0 = its own choice.
+    """
+
+    out: Path
+    model: str = ''
+    data: Path | None = None
+    quantization: str = 'none'
+    lora: int = 0
+    stages: tuple[str, ...] = tuple(STAGES)
+    steps: tuple[int, ...] = ()
+    rate: float = 0.0
+    tokens: int = 8_000
+    seed: int = 0
+    notes: bool = True
+    precision: str = 'auto'
+    device: str = 'auto'
+    workers: int = 1
+    threads: int = 0
+
+
+def train(options: TrainOptions) -> Path:
+    """Train; returns the directory of the result. TrainingError when the options do not fit."""
+    import torch
+
+    from tww_ros.config import EngineConfig
+    from tww_ros.model.loading import load_model
+    from tww_ros.model.saving import save_checkpoint
+    from tww_ros.training.embedded import untrained
+    from tww_ros.training.recipes import TabletopBatches
+    from tww_ros.training.trainer import Trainer, TrainerConfig
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    _check(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    _remember(options)
+    if options.model:
+        model = load_model(options.model, quantization=options.quantization,
+                           device=options.device, positions='decoupled', prompts='tww')
+    else:
+        model = untrained(options.seed)
+        if options.device not in ('auto', 'cpu') or (options.device == 'auto'
+                                                     and torch.cuda.is_available()):
+            raise TrainingError('the embedded model is made on the CPU; use device="cpu"')
+    if options.lora:
+        add_adapters(model.hf, options.lora)
+    config = EngineConfig.from_flat(model.settings)
+    if options.data is None:
+        batches = TabletopBatches(model, config, options.tokens, options.seed, options.notes)
+    else:
+        from tww_ros.training.dataset import DatasetBatches
+        batches = DatasetBatches(options.data, model, config, options.tokens, options.seed)
+
+    def export(stage: str) -> None:
+        place = options.out / 'stages' / stage
+        if options.lora:
+            save_adapters(model, options.model, place)
+        else:
+            # Half precision: what is published is what is evaluated.
+            save_checkpoint(model, place, model.settings, torch.float16)
+
+    trainer = Trainer(model, batches, TrainerConfig(
+        options.out, _stages(options), precision=options.precision, workers=options.workers),
+        after_stage=export)
+    trainer.run()
+    return options.out / 'stages' / options.stages[-1]
+
+
+def add_adapters(hf: Any, rank: int) -> None:
+    """LoRA on every linear layer of the language model; all other weights are frozen.
+
+    hf may be quantized (QLoRA): adapters are float32 beside 4-bit weights.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    hf.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_LAYERS),
+                            hf)
+
+
+def save_adapters(model: Any, base: str, folder: Path) -> None:
+    """Adapters alone, with the base's name and what load_model has to know."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    from tww_ros.model.marks import Marks
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous()
+               for name, value in get_peft_model_state_dict(model.hf).items()}
+    save_file(weights, folder / 'adapter_model.safetensors')
+    config = next(iter(model.hf.peft_config.values())).to_dict()
+    config['base_model_name_or_path'] = os.path.abspath(base) if Path(base).exists() else base
+    config['target_modules'] = LORA_LAYERS
+    (folder / 'adapter_config.json').write_text(json.dumps(config, default=str, indent=2) + '\n')
+    Marks(model.scheme, model.style.name, model.settings).write(folder)
+
+
+def _stages(options: TrainOptions) -> tuple[Any, ...]:
+    from tww_ros.training.trainer import Stage
+    stages = []
+    for index, name in enumerate(options.stages):
+        steps, rate = STAGES[name]
+        steps = options.steps[index] if options.steps else steps
+        rate = options.rate or (LORA_RATE if options.lora else rate)
+        stages.append(Stage(name, steps, rate, warmup=min(100, max(1, steps // 10))))
+    return tuple(stages)
+
+
+def _check(options: TrainOptions) -> None:
+    unknown = [name for name in options.stages if name not in STAGES]
+    if unknown or not options.stages:
+        raise TrainingError(f'unknown stages {unknown}; expected some of {", ".join(STAGES)}')
+    if options.steps and len(options.steps) != len(options.stages):
+        raise TrainingError(f'expected one number of steps for each stage of '
+                            f'{list(options.stages)}, got {list(options.steps)}')
+    if options.lora and not options.model:
+        raise TrainingError('LoRA adapts a trained checkpoint; give --model, or leave --lora out')
+    if options.quantization != 'none' and not options.lora:
+        raise TrainingError(f'{options.quantization} weights cannot be trained themselves; add '
+                            '--lora 16')
+
+
+def _remember(options: TrainOptions) -> None:
+    """A folder holds one run: going on with other options would mix two."""
+    free = ('precision', 'device', 'workers', 'threads', 'stages', 'steps')
+    told = {name: str(value) for name, value in vars(options).items()
+            if name not in (*free, 'out')}
+    file = options.out / 'options.json'
+    if file.exists() and (before := json.loads(file.read_text())) != told:
+        changed = [name for name in told if before.get(name) != told[name]]
+        raise TrainingError(f'{options.out} holds a run with another {", ".join(changed)}; choose '
+                            'another folder, or give the same options to go on')
+    file.write_text(json.dumps(told, indent=2) + '\n')
+
+
+def register(commands: Any, add: Any) -> None:
+    """Declare `tww train`; `add` is the CLI's helper that declares a command."""
+    parser = add(commands, 'train', _run, 'train the embedded model, or a checkpoint with LoRA',
+                 """
+        tww train --out runs/embedded
+        tww train --out runs/mine --data my_data --model ~/Qwen3-VL-2B --quantization nf4 --lora 16
+        """)
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR',
+                        help='folder of the run; the same folder goes on')
+    parser.add_argument('--model', default='', help='checkpoint to go on from (default: the '
+                        'embedded model from random weights)')
+    parser.add_argument('--data', type=Path, metavar='DIR',
+                        help='data set of `tww data` (default: the tabletop world)')
+    parser.add_argument('--quantization', choices=('none', 'int8', 'nf4'), default='none')
+    parser.add_argument('--lora', type=int, default=0, metavar='RANK',
+                        help='train adapters of this rank instead of all weights')
+    parser.add_argument('--stages', nargs='+', default=list(STAGES), choices=list(STAGES))
+    parser.add_argument('--steps', nargs='+', type=int, default=[], metavar='N',
+                        help='steps of each stage')
+    parser.add_argument('--rate', type=float, default=0.0, help='highest learning rate')
+    parser.add_argument('--tokens', type=int, default=8_000, help='tokens of a batch, about')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--no-notes', action='store_true',
+                        help='the ablation: no notes, long reasoning instead')
+    parser.add_argument('--precision', choices=('auto', 'no', 'bf16'), default='auto')
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--workers', type=int, default=1, help='processes that make batches')
+    parser.add_argument('--threads', type=int, default=0, help='torch threads; 0 = all cores')
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    result = train(TrainOptions(
+        out=arguments.out, model=arguments.model, data=arguments.data,
+        quantization=arguments.quantization, lora=arguments.lora,
+        stages=tuple(arguments.stages), steps=tuple(arguments.steps), rate=arguments.rate,
+        tokens=arguments.tokens, seed=arguments.seed, notes=not arguments.no_notes,
+        precision=arguments.precision, device=arguments.device, workers=arguments.workers,
+        threads=arguments.threads))
+    print(f'trained: {result}')
+    return 0
