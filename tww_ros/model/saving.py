@@ -21,5 +21,8 @@ def save_checkpoint(model: VideoLanguageModel, folder: Path, settings: Mapping[s
     """Write config, weights, tokenizer and tww.json; what is there already is overwritten."""
     hf = model.hf if dtype == model.dtype else copy.deepcopy(model.hf).to(dtype)
     hf.save_pretrained(folder)
+    for file in folder.glob('*.safetensors'):
+        # It is written through a private temporary file.
+        file.chmod(0o644)
     model.tokenizer.save_pretrained(folder)
     Marks(model.scheme, model.style.name, dict(settings)).write(folder)

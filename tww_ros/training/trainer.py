@@ -139,7 +139,8 @@ class Trainer:
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(self.model.hf.parameters(), config.clip)
                 self._optimizer.step()
-                losses.append(loss.detach())
+                loss = loss.detach()
+                losses.append(loss)
                 self.step += 1
                 bar.update()
                 last = self.step == first + stage.steps
@@ -240,8 +241,8 @@ class Trainer:
             state['state'] = _unflatten(moments)
             self._optimizer.load_state_dict(state)
             self.step = step
-            self._forget_after(step)
-            return
+            break
+        self._forget_after(self.step)
 
     def _forget_after(self, step: int) -> None:
         """Drop log lines of steps that will be done again."""
