@@ -55,7 +55,11 @@ class SampleSegment:
 
 @dataclass(frozen=True)
 class SampleRound:
-    """A question asked when `after` segments were closed, of which `noted` had their notes."""
+    """A question asked when `after` segments were closed, of which `noted` had their notes.
+
+    family and proof (segments that hold what is needed) are for data sets; nothing is laid out
+    by them.
+    """
 
     after: int
     noted: int
@@ -66,6 +70,8 @@ class SampleRound:
     choices: tuple[str, ...] = ()
     learn: bool = True
     kind: str = ''
+    family: str = ''
+    proof: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

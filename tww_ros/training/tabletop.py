@@ -32,9 +32,9 @@ class Recipe:
     """How the streams of one stage look; pairs are (least, most).
 
     moments: how often questions are asked; rounds: how many each time. single: every question in a
-    session of its own. video: 'all', or 'near' for the last segments before questions and
-    around some events. notes: False leaves them out, and answers reason through every event
-    instead (the ablation).
+    session of its own; otherwise there are at most `sessions`. video: 'all', 'none' (the texts
+    are the same), or 'near' for the last segments before questions and around some events.
+    notes: False leaves them out, and answers reason through every event instead (the ablation).
     """
 
     name: str
@@ -47,6 +47,7 @@ class Recipe:
     idle_share: float = 0.06
     furnished_share: float = 0.2
     notes: bool = True
+    sessions: int = 2
 
 
 PERCEPTION = Recipe('perception', (1, 1), (1.0, 1.0), (0, 0), (0, 0), True)
@@ -111,7 +112,7 @@ def stream(episode: Episode, rng: random.Random, recipe: Recipe, count: int,
 def _rounds(chronicle: Chronicle, rng: random.Random, recipe: Recipe, after: int, noted: int,
             subjects: dict[str, TableQuestion]) -> Iterator[SampleRound]:
     asker = Asker(chronicle, rng)
-    sessions = 1 if recipe.single or rng.random() < 0.6 else 2
+    sessions = 1 if recipe.single or rng.random() < 0.6 else recipe.sessions
     for number in range(rng.randint(*recipe.rounds)):
         session = f'{after}/{number}' if recipe.single else str(rng.randrange(sessions))
         before = subjects.get(session)
@@ -130,7 +131,8 @@ def to_round(question: TableQuestion, chronicle: Chronicle, after: int, noted: i
     """A question as it is trained on and asked."""
     reasoning = question.reasoning if notes else long_reasoning(chronicle)
     return SampleRound(after, noted, session, question.text, question.answer, reasoning,
-                       question.choices, kind=question.kind)
+                       question.choices, kind=question.kind, family=question.family,
+                       proof=question.proof)
 
 
 def long_reasoning(chronicle: Chronicle) -> str:
@@ -141,8 +143,8 @@ def long_reasoning(chronicle: Chronicle) -> str:
 
 def _video(recipe: Recipe, chronicle: Chronicle, rounds: list[SampleRound], rng: random.Random,
            count: int) -> set[int]:
-    if recipe.video == 'all':
-        return set(range(count))
+    if recipe.video != 'near':
+        return set(range(count)) if recipe.video == 'all' else set()
     kept = set(range(min(2, count)))
     for after in {each.after for each in rounds}:
         kept.update(range(max(0, after - NEAR), after))
