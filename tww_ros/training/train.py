@@ -58,6 +58,7 @@ def train(options: TrainOptions) -> Path:
     from tww_ros.config import EngineConfig
     from tww_ros.model.loading import load_model
     from tww_ros.model.saving import save_checkpoint
+    from tww_ros.training.card import write_card
     from tww_ros.training.embedded import untrained
     from tww_ros.training.recipes import TabletopBatches
     from tww_ros.training.trainer import Trainer, TrainerConfig
@@ -91,9 +92,16 @@ def train(options: TrainOptions) -> Path:
         else:
             # Half precision: what is published is what is evaluated.
             save_checkpoint(model, place, model.settings, torch.float16)
+        done = options.stages[:options.stages.index(stage) + 1]
+        write_card(place, model, name=options.out.name, command=_command(options),
+                   seed=options.seed, hours=trainer.hours,
+                   data='the tabletop world, training seeds, drawn while training'
+                   if options.data is None else options.data.name,
+                   stages={one.name: one.steps for one in stages if one.name in done})
 
+    stages = _stages(options)
     trainer = Trainer(model, batches, TrainerConfig(
-        options.out, _stages(options), precision=options.precision, workers=options.workers),
+        options.out, stages, precision=options.precision, workers=options.workers),
         after_stage=export)
     trainer.run()
     return options.out / 'stages' / options.stages[-1]
@@ -125,6 +133,17 @@ def save_adapters(model: Any, base: str, folder: Path) -> None:
     config['target_modules'] = LORA_LAYERS
     (folder / 'adapter_config.json').write_text(json.dumps(config, default=str, indent=2) + '\n')
     Marks(model.scheme, model.style.name, model.settings).write(folder)
+
+
+def _command(options: TrainOptions) -> str:
+    told = f'tww train --out {options.out.name}'
+    for flag, value in (('model', Path(options.model).name), ('data', options.data),
+                        ('lora', options.lora), ('seed', options.seed)):
+        if value:
+            told += f' --{flag} {Path(value).name if flag == "data" else value}'
+    if options.steps:
+        told += f' --steps {" ".join(map(str, options.steps))}'
+    return told + (' --no-notes' if not options.notes else '')
 
 
 def _stages(options: TrainOptions) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -104,8 +105,16 @@ class Trainer:
         self._forward, self._optimizer = self._accelerator.prepare(
             _Forward(model.hf), optimizer)
         self.step = 0
+        # Time spent in training, over all starts of the run.
+        self.seconds = 0.0
+        self._since_s = time.monotonic()
         config.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
+
+    @property
+    def hours(self) -> float:
+        """Time spent in training, over all starts of the run."""
+        return self._clock() / 3_600
 
     @property
     def total_steps(self) -> int:
@@ -150,12 +159,18 @@ class Trainer:
                 if self.step % config.report_every == 0 or last:
                     mean = float(torch.stack(losses).mean())
                     losses.clear()
-                    entry = {'step': self.step, 'stage': stage.name, 'loss': mean}
+                    entry = {'step': self.step, 'stage': stage.name, 'loss': mean,
+                             'seconds': round(self._clock(), 1)}
                     if self.step % config.check_every == 0 or last:
                         entry['held_out'] = self._check(stage)
                     self._report(entry, bar)
                 if accelerator.is_main_process and (self.step % config.save_every == 0 or last):
                     self.save()
+
+    def _clock(self) -> float:
+        now_s = time.monotonic()
+        self.seconds, self._since_s = self.seconds + now_s - self._since_s, now_s
+        return self.seconds
 
     def _stream(self, stage: Stage, start: int) -> Iterator[Batch]:
         """Batches of a stage from step `start` on, made ahead by worker processes."""
@@ -208,7 +223,8 @@ class Trainer:
         save_file(weights, partial / 'model.safetensors')
         save_file(_flatten(self._optimizer.state_dict()['state']),
                   partial / 'optimizer.safetensors')
-        (partial / 'state.json').write_text(json.dumps({'step': self.step}))
+        (partial / 'state.json').write_text(json.dumps(
+            {'step': self.step, 'seconds': self._clock()}))
         shutil.rmtree(place, ignore_errors=True)
         partial.rename(place)
         for old in self.checkpoints()[:-self._config.keep]:
@@ -223,7 +239,8 @@ class Trainer:
     def _resume(self) -> None:
         for place in reversed(self.checkpoints()):
             try:
-                step = json.loads((place / 'state.json').read_text())['step']
+                state = json.loads((place / 'state.json').read_text())
+                step = state['step']
                 weights = load_file(place / 'model.safetensors')
                 moments = load_file(place / 'optimizer.safetensors')
             except Exception as error:
@@ -237,10 +254,10 @@ class Trainer:
             with torch.no_grad():
                 for name, value in weights.items():
                     known[name].copy_(value)
-            state = self._optimizer.state_dict()
-            state['state'] = _unflatten(moments)
-            self._optimizer.load_state_dict(state)
-            self.step = step
+            optimizer = self._optimizer.state_dict()
+            optimizer['state'] = _unflatten(moments)
+            self._optimizer.load_state_dict(optimizer)
+            self.step, self.seconds = step, state.get('seconds', 0.0)
             break
         self._forget_after(self.step)
 
