@@ -15,7 +15,8 @@
     ├── EngineClosedError    the engine is not running
     ├── ReplayError          a bag or a video cannot be read, written or published
     ├── DatasetError         a data set is malformed, or tells what comes later
-    └── TrainingError        a training run cannot go on
+    ├── TrainingError        a training run cannot go on
+    └── EvaluationError      a model cannot be measured as planned
 
 Every message says what was expected, what was got, and what to do next.
 """
@@ -83,3 +84,7 @@ class DatasetError(TwwError):
 
 class TrainingError(TwwError):
     """A training run cannot go on."""
+
+
+class EvaluationError(TwwError):
+    """A model cannot be measured as planned."""

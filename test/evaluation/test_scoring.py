@@ -1,0 +1,99 @@
+"""Scores against values known from elsewhere, or computed in another way here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tww_ros.evaluation.scoring import (
+    Share,
+    calibration_error,
+    describe_error,
+    first_mentions,
+    is_right,
+    normalise,
+    reliability,
+    share,
+)
+
+
+@pytest.mark.parametrize('given, truth, right', [
+    ('red ball', 'red ball', True), ('The red ball.', 'red ball', True),
+    ('  A  COVER ', 'a cover', True), ('At 14 s!', 'at 14 s', True),
+    ('red', 'red ball', False), ('the red ball and more', 'red ball', False),
+    ('at 4 s', 'at 14 s', False), ('center left', 'center', False), ('', 'no', False),
+    ('another ball', 'ball', False),
+])
+def test_answers_are_compared_as_words(given, truth, right):
+    assert is_right(given, truth) is right
+
+
+def test_normalised_text():
+    assert normalise('The  cup, an "old" one: A.') == 'cup old one'
+
+
+@pytest.mark.parametrize('right, count, low, high', [
+    # R: prop.test(k, n, correct = FALSE)
+    (0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (10, 10, 0.72247, 1.0),
+    (970, 1000, 0.95755, 0.97890), (1, 1, 0.20654, 1.0),
+])
+def test_interval_has_known_values(right, count, low, high):
+    assert Share(right, count).interval == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize('right, count', [(3, 7), (890, 1000), (1, 400), (399, 400)])
+def test_interval_is_all_shares_within_its_deviations(right, count):
+    """Walk over all shares: those for which the observed one is no more than 1.96 σ away."""
+    observed = right / count
+    inside = [p / 100_000 for p in range(100_001)
+              if abs(observed - p / 100_000)
+              <= 1.959964 * math.sqrt(p / 100_000 * (1 - p / 100_000) / count)]
+    assert Share(right, count).interval == pytest.approx((inside[0], inside[-1]), abs=2e-5)
+
+
+def test_share_of_nothing_is_no_number():
+    assert math.isnan(Share(0, 0).value) and Share(0, 0).interval == (0.0, 1.0)
+    assert share(x > 1 for x in (1, 2, 3)) == Share(2, 3)
+
+
+def test_calibration_error_by_hand():
+    # Two bins: 0.2, 0.4 → mean 0.3, one of two right; 0.6, 0.8, 1.0 → mean 0.8, one of three.
+    tops, verdicts = [0.2, 0.6, 0.4, 0.8, 1.0], [True, False, False, True, False]
+    bins = reliability(tops, verdicts, 2)
+    assert [(part.probability, part.right) for part in bins] == [
+        (pytest.approx(0.3), Share(1, 2)), (pytest.approx(0.8), Share(1, 3))]
+    expected = (2 * abs(0.5 - 0.3) + 3 * abs(1 / 3 - 0.8)) / 5
+    assert calibration_error(tops, verdicts, 2) == pytest.approx(expected)
+
+
+def test_calibration_error_of_the_perfect_and_of_the_vain():
+    assert calibration_error([0.75] * 4, [True, True, True, False], 10) == pytest.approx(0.0)
+    assert calibration_error([1.0] * 5, [False] * 5, 15) == pytest.approx(1.0)
+    assert math.isnan(calibration_error([], [], 10))
+
+
+def test_first_mentions_of_things():
+    notes = ['start: nothing', 'put red ball center left, 1 so far, at 4 s', 'nothing new',
+             'move red ball from center left to back right at 9 s',
+             'swap red ball to center and blue box to back right at 12 s',
+             'cover blue box back right at 20 s; put red box center left, 2 so far, at 20 s']
+    assert first_mentions(notes) == [False, True, False, False, True, True]
+
+
+@pytest.mark.parametrize('perfect, written, error', [
+    ('put red ball center left, 3 so far, at 14 s', 'put blue ball center, 3 so far, at 14 s',
+     'put: colour, place'),
+    ('put red ball center left, 3 so far, at 14 s', 'put red cup center left, 4 so far, at 16 s',
+     'put: shape, count, time'),
+    ('take red ball from center at 14 s', 'nothing new', 'take missed'),
+    ('nothing new', 'take red ball from center at 14 s', 'take invented'),
+    ('move red ball from center to back left at 4 s', 'take red ball from center at 4 s',
+     'move told as take'),
+    ('start: nothing; put red ball center, 1 so far, at 0 s', 'start: nothing',
+     'start + put told as start'),
+    ('cover red ball center at 4 s', 'cover red ball ball center at 4 s', 'cover: other words'),
+    ('cover red ball center at 4 s', '', 'cover told as nothing'),
+])
+def test_what_is_wrong_with_a_note(perfect, written, error):
+    assert describe_error(perfect, written) == error

@@ -1,0 +1,1 @@
+"""How good a model is: questions with exact answers, through the real engine, in numbers."""
