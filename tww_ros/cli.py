@@ -25,6 +25,7 @@ from tww_ros import __version__
 from tww_ros.config import EngineConfig, NodeConfig, Setting, settings
 from tww_ros.errors import ConfigError, ReplayError, TwwError
 from tww_ros.evaluation.commands import register as eval_command
+from tww_ros.training.commands import register_data
 from tww_ros.training.train import register as train_command
 
 _WORDS = {'true': True, 'yes': True, 'on': True, '1': True,
@@ -350,6 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
         tww params > docs/settings.md
         tww params --format yaml > my_params.yaml""")
     params.add_argument('--format', default='markdown', choices=('markdown', 'yaml'))
+    register_data(commands, _command)
     train_command(commands, _command)
     eval_command(commands, _command, parse_settings)
     bench = _command(commands, 'bench', _bench, 'run a benchmark of the repository', """
