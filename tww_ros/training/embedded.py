@@ -10,7 +10,6 @@ of the tabletop's language is one token; other text falls back to bytes.
 from __future__ import annotations
 
 import random
-import re
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -31,7 +30,7 @@ SETTINGS = {
     'memory.resident_note_tokens': 4_096, 'note.window_tokens': 24, 'note.max_new_tokens': 64,
     'answer.session_tokens': 1_024,
 }
-SCHEME = 'decoupled'
+SCHEME = 'continuous'
 # One token each: the layout costs little, and 'Answer: ' is the same before an open answer and
 # before a choice.
 LAYOUT_TOKENS = ('[SEG THINK]\n', '\n\n[Q THINK]\n', 'Focus: ', 'Reasoning: ', 'Answer: ',
@@ -98,21 +97,20 @@ def untrained(seed: int = 0) -> VideoLanguageModel:
 
 
 def _corpus() -> list[str]:
-    """Text of some hundred worlds, with the same statistics for everybody."""
+    """Text of some hundred worlds as it is written: what stands behind a layout token has no space
+    before it."""
     texts = []
     for seed in range(300):
         rng = random.Random(seed)
         chronicle = Chronicle(simulate(seed, 120.0))
         for second in range(0, 120, 2):
-            texts += [chronicle.add((second, second + 1), second + 0.5),
-                      prompts.timestamp(second + 0.5)]
-            if second % 10 == 0:
+            note = chronicle.add((second, second + 1), second + 0.5)
+            texts += [note, prompts.timestamp(second + 0.5)]
+            if second % 6 == 0:
                 asker = Asker(chronicle, rng)
                 made = asker.ask().with_choices(rng)
-                texts += [made.text, f'Reasoning: {made.reasoning}\nAnswer: {made.answer}',
-                          prompts.TWW.question(made.text, made.choices), *made.choices]
+                options = prompts.TWW.question('', made.choices).removeprefix('\nOptions:')
+                texts += [made.text, made.reasoning, made.answer, options, *made.choices]
                 if made.subject:
                     texts.append(asker.follow_up(made.subject).text)
-    # A word at the beginning of a choice has no space before it.
-    texts += [re.sub(r'^ ', '', text) for text in texts]
     return texts

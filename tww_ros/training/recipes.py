@@ -21,6 +21,7 @@ from tww_ros.world.table import TEST_SEEDS, TRAIN_SEEDS
 # before.
 MIXTURES: dict[str, dict[Recipe, float]] = {
     'perception': {tabletop.PERCEPTION: 1.0},
+    'events': {tabletop.PERCEPTION: 0.3, tabletop.EVENTS: 0.7},
     'single': {tabletop.PERCEPTION: 0.25, tabletop.SINGLE: 0.6, tabletop.LONG_SINGLE: 0.15},
     'multi': {tabletop.PERCEPTION: 0.1, tabletop.SINGLE: 0.2, tabletop.MULTI: 0.6,
               tabletop.LONG_SINGLE: 0.1},

@@ -6,6 +6,7 @@ costs little more than its notes.
 
     stage          teaches                                      recipe
     0 perception   what stands where, from one picture          PERCEPTION
+      events       what has changed, in short and lively streams    EVENTS
     1 single       notes about events; one question a session   SINGLE
     2 multi        many rounds a session, follow-ups            MULTI
     3 long         long streams, proofs far back, distractors   LONG
@@ -46,11 +47,16 @@ class Recipe:
     video: str = 'all'
     idle_share: float = 0.06
     furnished_share: float = 0.2
+    most_furniture: int = 4
+    rest_s: float = 1.4
+    late: bool = False
     notes: bool = True
     sessions: int = 2
 
 
 PERCEPTION = Recipe('perception', (1, 1), (1.0, 1.0), (0, 0), (0, 0), True)
+EVENTS = Recipe('events', (2, 5), (0.0, 0.5), (1, 1), (0, 0), True, idle_share=0.0,
+                furnished_share=0.9, most_furniture=6, late=True)
 SINGLE = Recipe('single', (6, 32), (0.5, 4.0), (2, 4), (4, 8), True)
 MULTI = Recipe('multi', (10, 40), (0.5, 4.0), (3, 6), (2, 5), False)
 LONG = Recipe('long', (60, 160), (1.0, 5.0), (2, 5), (4, 8), False, video='near')
@@ -66,8 +72,9 @@ def sample(seed: int, recipe: Recipe, size_px: int = 96) -> Sample:
     if recipe.name == PERCEPTION.name:
         return _perception(seed, rng, size_px)
     count = rng.randint(*recipe.segments)
-    pace = Pace(gap_s=rng.uniform(*recipe.gap_s), idle_share=recipe.idle_share,
-                furnished_share=recipe.furnished_share)
+    pace = Pace(rest_s=recipe.rest_s, gap_s=max(0.01, rng.uniform(*recipe.gap_s)),
+                idle_share=recipe.idle_share, furnished_share=recipe.furnished_share,
+                most_furniture=recipe.most_furniture)
     episode = simulate(seed, count * 2 * FRAME_S + 4.0, pace)
     return stream(episode, rng, recipe, count, size_px)
 
@@ -82,6 +89,8 @@ def stream(episode: Episode, rng: random.Random, recipe: Recipe, count: int,
     cuts, rounds = [], []
     subjects: dict[str, TableQuestion] = {}
     at_s = rng.uniform(0.0, 0.6)
+    clock_s = rng.choice((rng.uniform(0, 10), rng.uniform(0, 100), rng.uniform(0, 1_000))
+                         ) if recipe.late else 0.0
     for number in range(count):
         asked = number in wanted
         frames = 1 if asked and rng.random() < 0.35 else 2
@@ -89,7 +98,7 @@ def stream(episode: Episode, rng: random.Random, recipe: Recipe, count: int,
                   for i in range(frames)]
         at_s += FRAME_S * frames
         zero = cuts[0][0] if cuts else stamps[0]
-        time_s = (stamps[0] + stamps[-1]) / 2 - zero
+        time_s = (stamps[0] + stamps[-1]) / 2 - zero + clock_s
         chronicle.add(stamps, time_s)
         cuts.append((*stamps, time_s))
         if asked and chronicle.settled:
@@ -138,7 +147,7 @@ def to_round(question: TableQuestion, chronicle: Chronicle, after: int, noted: i
 def long_reasoning(chronicle: Chronicle) -> str:
     """Every event so far: what must be gone through again when there are no notes."""
     start = chronicle.notes[0].split(';')[0]
-    return '; '.join([start, *(seen.text for seen in chronicle.seen)])
+    return '; '.join([start, *(seen.note for seen in chronicle.seen)])
 
 
 def _video(recipe: Recipe, chronicle: Chronicle, rounds: list[SampleRound], rng: random.Random,

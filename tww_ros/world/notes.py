@@ -6,12 +6,14 @@ its time is the one that the segment's first timestamp shows, because that is wh
 read. It knows nothing of pixels, questions or tokens.
 
     start: nothing | start: red ball center left, cover back right
-    put red ball center left, 3 so far, at 14 s
-    move red ball from center left to back right at 30 s
-    swap red ball to front right and blue box to center left at 44 s
-    cover | uncover red ball center left at 51 s
-    take red ball from center left at 70 s
+    14 s: put red ball center left, 3 so far
+    30 s: move red ball from center left to back right
+    44 s: swap red ball to front right and blue box to center left
+    51 s: cover | uncover red ball center left
+    70 s: take red ball from center left
     nothing new
+
+The time comes first, where it stands at a fixed distance from the timestamp that it is read from.
 """
 
 from __future__ import annotations
@@ -36,7 +38,12 @@ class Seen:
     @property
     def text(self) -> str:
         """The event in words."""
-        return event_text(self.event, self.puts, self.at_s)
+        return event_text(self.event, self.puts)
+
+    @property
+    def note(self) -> str:
+        """The event with its time."""
+        return f'{self.at_s} s: {self.text}'
 
 
 @dataclass
@@ -44,13 +51,14 @@ class Chronicle:
     """Everything told so far; grows segment by segment.
 
     notes: one per segment. seen: the events told. state: the table as told. now_s: the time of the
-    newest frame.
+    newest frame, in the episode; clock_s: the same on the clock that the timestamps show.
     """
 
     episode: Episode
     notes: list[str] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     now_s: float = 0.0
+    clock_s: float = 0.0
 
     @property
     def state(self) -> TableState:
@@ -70,11 +78,13 @@ class Chronicle:
     def add(self, stamps_s: Sequence[float], first_time_s: float) -> str:
         """The note of the next segment: its frames' times, and the time its first patch shows."""
         segment, self.now_s = len(self.notes), stamps_s[-1]
+        # A timestamp is the mean of its patch's first and last frame.
+        self.clock_s = first_time_s + (stamps_s[-1] - stamps_s[0]) / 2
         told = []
         for event in self.episode.events[len(self.seen):self.episode.done(self.now_s)]:
             self.seen.append(Seen(event, segment, int(first_time_s),
                                   self.puts + (event.kind == 'put')))
-            told.append(self.seen[-1].text)
+            told.append(self.seen[-1].note)
         if segment == 0:
             told.insert(0, f'start: {state_text(self.episode.initial)}')
         self.notes.append('; '.join(told) or NOTHING_NEW)
@@ -88,18 +98,16 @@ def state_text(state: TableState) -> str:
     return ', '.join(told) or 'nothing'
 
 
-def event_text(event: Event, puts: int, at_s: int) -> str:
+def event_text(event: Event, puts: int) -> str:
     """One event in words; puts: how many things have been put down, this one counted."""
     name, place = event.thing.name, PLACES[event.place]
     if event.kind == 'put':
-        told = f'put {name} {place}, {puts} so far,'
-    elif event.kind == 'move':
-        told = f'move {name} from {PLACES[event.from_place]} to {place}'
-    elif event.kind == 'swap':
-        told = (f'swap {name} to {place} and {event.other.name} to '
+        return f'put {name} {place}, {puts} so far'
+    if event.kind == 'move':
+        return f'move {name} from {PLACES[event.from_place]} to {place}'
+    if event.kind == 'swap':
+        return (f'swap {name} to {place} and {event.other.name} to '
                 f'{PLACES[event.from_place]}')
-    elif event.kind == 'take':
-        told = f'take {name} from {place}'
-    else:
-        told = f'{event.kind} {name} {place}'
-    return f'{told} at {at_s} s'
+    if event.kind == 'take':
+        return f'take {name} from {place}'
+    return f'{event.kind} {name} {place}'

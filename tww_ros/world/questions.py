@@ -80,7 +80,7 @@ class Asker:
         self.seen = chronicle.seen
         self.state = chronicle.state
         self.initial = chronicle.episode.initial
-        self.now_s = chronicle.now_s
+        self.now_s = chronicle.clock_s
         self.puts = [seen for seen in self.seen if seen.event.kind == 'put']
         self.known = list(dict.fromkeys(
             [*self.initial.present, *(seen.event.thing for seen in self.seen)]))
@@ -168,7 +168,8 @@ class Asker:
         puts = [seen for seen in self.puts if seen.event.thing == thing]
         if puts:
             others = [f'at {max(0, puts[-1].at_s + delta)} s' for delta in (-24, -12, 14, 26, 42)]
-            return TableQuestion('', f'at {puts[-1].at_s} s', 'backward', 'when', puts[-1].text,
+            return TableQuestion('', f'at {puts[-1].at_s} s', 'backward', 'when',
+                                 f'{puts[-1].text}, at {puts[-1].at_s} s',
                                  (puts[-1].segment,), subject=thing, others=tuple(others))
         start = thing in self.known
         others = tuple(f'at {second} s' for second in (4, 16, 30))
@@ -409,7 +410,8 @@ def _ask_how_long_ago(asker: Asker) -> TableQuestion | None:
     seen, text = asker.rng.choice(fitting)
     thing = seen.event.thing
     return _named(asker, ['How long ago was the {name} put down?'],
-                  TableQuestion('', text, '', '', f'{seen.text}, now {int(asker.now_s)} s',
+                  TableQuestion('', text, '', '',
+                                f'{seen.text}, at {seen.at_s} s, now {int(asker.now_s)} s',
                                 (seen.segment,), subject=thing, others=tuple(AGES_S)),
                   name=thing.name)
 
