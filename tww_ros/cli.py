@@ -108,12 +108,20 @@ def _ask(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     try:
         from tww_ros.node.demo import DemoOptions, run_demo
+        from tww_ros.node.video_demo import VideoDemoOptions, run_video_demo
     except ImportError as error:
         raise ReplayError(f'the demo needs ROS 2, and {error.name or error} cannot be imported; '
                           'run scripts/demo, or scripts/run tww demo') from error
-    return run_demo(DemoOptions(video=arguments.video, model=arguments.model,
-                                quantization=arguments.quantization, seconds=arguments.seconds,
-                                sheet=arguments.sheet))
+    common = {'quantization': arguments.quantization, 'sheet': arguments.sheet}
+    if arguments.seconds is not None:
+        common['seconds'] = arguments.seconds
+    if arguments.video is None and arguments.model in (None, 'embedded'):
+        return run_demo(DemoOptions(seed=arguments.seed, **common))
+    if arguments.seed is not None:
+        raise ConfigError('expected --seed with the simulated table only; leave it out, or leave '
+                          'out --video and --model')
+    return run_video_demo(VideoDemoOptions(
+        video=arguments.video, model=arguments.model or 'tiny-random', **common))
 
 
 # tww bag, tww replay
@@ -293,15 +301,23 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument('--sheet', type=Path, metavar='PNG',
                      help='also draw the watched frames with their notes')
 
-    demo = _command(commands, 'demo', _demo, 'watch a video over ROS 2 and answer meanwhile', """
+    demo = _command(commands, 'demo', _demo, 'watch a table or a video over ROS 2 and answer '
+                                             'meanwhile', """
         tww demo
+        tww demo --seed 1000000042 --seconds 40
+        tww demo --model tiny-random
         tww demo --video street.mp4 --model ~/Qwen3-VL-2B --quantization nf4""")
-    demo.add_argument('--video', type=Path, help='a video file (default: a sample)')
-    demo.add_argument('--model', default='tiny-random', help='as for tww ask')
+    demo.add_argument('--video', type=Path, help='a video file to watch instead of the simulated '
+                                                 'table; with --model alone, a sample')
+    demo.add_argument('--model', help='as for tww ask; the default is embedded for the table, '
+                                      'which is all it knows, and tiny-random for a video')
     demo.add_argument('--quantization', default='none', choices=('none', 'int8', 'nf4'))
-    demo.add_argument('--seconds', type=float, default=12.0, help='of the video (default: 12)')
+    demo.add_argument('--seconds', type=float, help='how long (default: 60 of the table, 12 of a '
+                                                    'video)')
+    demo.add_argument('--seed', type=int, help='which table (default: a new one)')
     demo.add_argument('--sheet', type=Path, default=Path('tww_demo.png'), metavar='PNG',
-                      help='picture of what was watched (default: %(default)s)')
+                      help='picture of the questions, or of what was watched '
+                           '(default: %(default)s)')
 
     bag = commands.add_parser('bag', help='make or look into a rosbag2 bag, without ROS')
     bag_commands = bag.add_subparsers(title='commands', metavar='COMMAND', required=True)
