@@ -33,7 +33,7 @@ ROSDEP_KEYS = {
     'hypothesis': 'python3-hypothesis', 'pytest': 'python3-pytest',
     'pytest-timeout': 'python3-pytest-timeout', 'ruff': 'python3-ruff-pip',
 }
-NOT_IN_ROSDEP = {'accelerate', 'av', 'bitsandbytes', 'safetensors', 'tokenizers'}
+NOT_IN_ROSDEP = {'accelerate', 'av', 'bitsandbytes', 'peft', 'safetensors', 'tokenizers'}
 # A layer may import from its own and those before it.
 LAYERS = (('types', 'config', 'errors'), ('video', 'memory'), ('model',), ('engine',),
           ('node', 'replay', 'world', 'evaluation', 'training'), ('cli', 'doctor'))
