@@ -58,7 +58,7 @@ def test_notes_tell_what_happened_in_their_segment(watch):
                 if before_s < event.end_s <= last / 1e9:
                     puts = sum(other.kind == 'put'
                                for other in episode.events[:event.number + 1])
-                    told.append(event_text(event, puts, int(float(shown))))
+                    told.append(f'{int(float(shown))} s: {event_text(event, puts)}')
             assert segment.note == ('; '.join(told) or 'nothing new')
             before_s = last / 1e9
 
@@ -97,7 +97,7 @@ def test_distance_counts_segments_back_to_the_proof(long_plans):
         if made.kind == 'when' and made.answer.startswith('at '):
             name = re.search(r'the (\w+ \w+) put', made.text)[1]
             proving = [number for number, segment in enumerate(plan.segments)
-                       if re.search(rf'put {name} [^;]*{made.answer}', segment.note)]
+                       if f'{made.answer.removeprefix("at ")}: put {name} ' in segment.note]
             assert planned.distance == moment.segment - proving[-1]
             checked += 1
         if planned.lot == 'far':

@@ -74,26 +74,26 @@ def test_calibration_error_of_the_perfect_and_of_the_vain():
 
 
 def test_first_mentions_of_things():
-    notes = ['start: nothing', 'put red ball center left, 1 so far, at 4 s', 'nothing new',
-             'move red ball from center left to back right at 9 s',
-             'swap red ball to center and blue box to back right at 12 s',
-             'cover blue box back right at 20 s; put red box center left, 2 so far, at 20 s']
+    notes = ['start: nothing', '4 s: put red ball center left, 1 so far', 'nothing new',
+             '9 s: move red ball from center left to back right',
+             '12 s: swap red ball to center and blue box to back right',
+             '20 s: cover blue box back right; 20 s: put red box center left, 2 so far']
     assert first_mentions(notes) == [False, True, False, False, True, True]
 
 
 @pytest.mark.parametrize('perfect, written, error', [
-    ('put red ball center left, 3 so far, at 14 s', 'put blue ball center, 3 so far, at 14 s',
+    ('14 s: put red ball center left, 3 so far', '14 s: put blue ball center, 3 so far',
      'put: colour, place'),
-    ('put red ball center left, 3 so far, at 14 s', 'put red cup center left, 4 so far, at 16 s',
-     'put: shape, count, time'),
-    ('take red ball from center at 14 s', 'nothing new', 'take missed'),
-    ('nothing new', 'take red ball from center at 14 s', 'take invented'),
-    ('move red ball from center to back left at 4 s', 'take red ball from center at 4 s',
+    ('14 s: put red ball center left, 3 so far', '16 s: put red cup center left, 4 so far',
+     'put: time, shape, count'),
+    ('14 s: take red ball from center', 'nothing new', 'take missed'),
+    ('nothing new', '14 s: take red ball from center', 'take invented'),
+    ('4 s: move red ball from center to back left', '4 s: take red ball from center',
      'move told as take'),
-    ('start: nothing; put red ball center, 1 so far, at 0 s', 'start: nothing',
+    ('start: nothing; 0 s: put red ball center, 1 so far', 'start: nothing',
      'start + put told as start'),
-    ('cover red ball center at 4 s', 'cover red ball ball center at 4 s', 'cover: other words'),
-    ('cover red ball center at 4 s', '', 'cover told as nothing'),
+    ('4 s: cover red ball center', '4 s: cover red ball ball center', 'cover: other words'),
+    ('4 s: cover red ball center', '', 'cover told as nothing'),
 ])
 def test_what_is_wrong_with_a_note(perfect, written, error):
     assert describe_error(perfect, written) == error

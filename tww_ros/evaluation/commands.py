@@ -51,7 +51,7 @@ def register(commands: Any, add: Any, parse_settings: Callable[[Sequence[str]], 
     parser.add_argument('--mode', default='settled',
                         choices=('settled', 'deterministic', 'live'),
                         help='settled: notes are written before questions are asked (the '
-                             'default); deterministic: also bit for bit the same, half as quick; '
+                             'default); deterministic: also bit for bit the same, slower; '
                              'live: the newest note may be missing')
     parser.add_argument('--seed', type=int, default=0, help='other worlds, other questions')
     parser.add_argument('--questions', type=int, default=1_000, metavar='N',

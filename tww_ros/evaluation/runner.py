@@ -7,7 +7,7 @@ What a question sees must depend on the stream alone, not on how quick this mach
 
     mode            before the questions of a moment are asked        the newest note   bit for bit
     settled         Engine.drain: everything is read and noted        is seen           no
-    deterministic   the same, with step.deterministic: half as quick  is seen           yes
+    deterministic   the same, with step.deterministic: slower         is seen           yes
     live            every closed segment is noted; the question       is missing        no
                     itself closes the newest one
 
@@ -15,7 +15,7 @@ No frame is fed while answers are under way, so in all three every question of a
 same memory; `live` is what happens when somebody asks a node about what has just gone by. (There
 the note may still be finished before the last of many questions is admitted.) Without
 step.deterministic the questions of a moment share packed steps, which round differently for
-different numbers of rows: a choice between two almost equal logits may fall the other way.
+different numbers of rows (1e-6 in a probability): two almost equal logits may change places.
 
 The settings OFFLINE keep wall time out: no note is skipped, no camera counts as silent, and no
 session is forgotten for there being many.

@@ -25,6 +25,7 @@ _SLOTS = {
     'shape': '|'.join(SHAPES), 'count': r'\d+(?= so far)', 'time': r'\d+(?= s\b)',
 }
 _SLOT = re.compile('|'.join(rf'(?P<{name}>\b(?:{words})\b)' for name, words in _SLOTS.items()))
+_CLAUSE = re.compile(r'\s*(?:\d+ s:\s*)?([^\s:]*)')
 _THING = re.compile(rf'\b(?:{_SLOTS["colour"]}) (?:{_SLOTS["shape"]})\b')
 
 
@@ -130,6 +131,5 @@ def describe_error(perfect: str, written: str) -> str:
 
 
 def _kinds(note: str) -> str:
-    """'start + put' of 'start: nothing; put red ball …'."""
-    return ' + '.join(clause.strip().split(' ')[0].rstrip(':') or 'nothing'
-                      for clause in note.split(';'))
+    """'start + put' of 'start: nothing; 4 s: put red ball …'."""
+    return ' + '.join(_CLAUSE.match(clause)[1] or 'nothing' for clause in note.split(';'))
