@@ -107,6 +107,7 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     try:
+        from tww_ros.model.marks import EMBEDDED
         from tww_ros.node.demo import DemoOptions, run_demo
         from tww_ros.node.video_demo import VideoDemoOptions, run_video_demo
     except ImportError as error:
@@ -115,7 +116,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     common = {'quantization': arguments.quantization, 'sheet': arguments.sheet}
     if arguments.seconds is not None:
         common['seconds'] = arguments.seconds
-    if arguments.video is None and arguments.model in (None, 'embedded'):
+    shipped = (EMBEDDED / 'config.json').is_file()
+    if arguments.video is None and (arguments.model == 'embedded' or (
+            arguments.model is None and (shipped or arguments.seed is not None))):
         return run_demo(DemoOptions(seed=arguments.seed, **common))
     if arguments.seed is not None:
         raise ConfigError('expected --seed with the simulated table only; leave it out, or leave '

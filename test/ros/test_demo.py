@@ -20,12 +20,15 @@ from rich.console import Console
 from tww_ros.cli import build_parser, main
 from tww_ros.config import WatchConfig
 from tww_ros.errors import ReplayError
+from tww_ros.model import marks
+from tww_ros.model.saving import save_checkpoint
 from tww_ros.node import demo, video_demo
 from tww_ros.node.answer_key import AnswerKey, same_knowledge
 from tww_ros.node.camera_client import CameraClient
 from tww_ros.node.demo import DemoOptions, show
 from tww_ros.node.demo_report import Asked, DemoReport, score
 from tww_ros.node.video_demo import VideoDemoOptions
+from tww_ros.training.embedded import SETTINGS, untrained
 from tww_ros.types import Answer, Evidence, Frame, SegmentInfo
 from tww_ros.video.segmentation import FrameIntake, PatchReady
 from tww_ros.world.questions import KINDS, Asker
@@ -211,8 +214,8 @@ def test_options_that_cannot_be(options: DemoOptions, part: str) -> None:
         show(options, Console(file=io.StringIO()))
 
 
+@pytest.mark.parametrize('shipped', [True, False])
 @pytest.mark.parametrize('arguments, expected', [
-    ('', DemoOptions()),
     ('--model embedded --seconds 30 --quantization int8',
      DemoOptions(seconds=30.0, quantization='int8')),
     ('--seed 1000000042 --seconds 40 --sheet a.png',
@@ -223,13 +226,26 @@ def test_options_that_cannot_be(options: DemoOptions, part: str) -> None:
      VideoDemoOptions(video=Path('a.mp4'), model='dir', quantization='nf4', seconds=5.0)),
 ])
 def test_which_demo_a_command_line_means(
-        arguments: str, expected: DemoOptions | VideoDemoOptions,
+        arguments: str, expected: DemoOptions | VideoDemoOptions, shipped: bool, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
+    monkeypatch.setattr(marks, 'EMBEDDED', tmp_path)
+    if shipped:
+        (tmp_path / 'config.json').touch()
     monkeypatch.setattr(demo, 'run_demo', lambda options: ran.append(options) or 0)
     monkeypatch.setattr(video_demo, 'run_video_demo', lambda options: ran.append(options) or 0)
     assert main(['demo', *arguments.split()]) == 0
     assert ran == [expected]
+
+
+@pytest.mark.parametrize('shipped, expected', [
+    (True, DemoOptions()),
+    # A copy without the embedded model shows that frames flow.
+    (False, VideoDemoOptions(video=None, model='tiny-random')),
+])
+def test_which_demo_it_is_by_default(shipped: bool, expected: DemoOptions | VideoDemoOptions,
+                                     tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_which_demo_a_command_line_means('', expected, shipped, tmp_path, monkeypatch)
 
 
 def test_a_seed_is_for_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,8 +266,12 @@ def test_examples_in_help_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_demo_through_real_processes(ros_env: dict[str, str], tmp_path: Path) -> None:
-    """20 s of the world. What is checked is what is shown, not how well the model answers."""
+def test_the_demo_through_real_processes(ros_env: dict[str, str], tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 s of the world. What is checked is what is shown, not how well the model answers: it is
+    the embedded model before training."""
+    save_checkpoint(untrained(), tmp_path / 'model', SETTINGS)
+    monkeypatch.setattr(demo, 'MODEL', str(tmp_path / 'model'))
     out, sheet = io.StringIO(), tmp_path / 'demo.png'
     console = Console(file=out, width=300, soft_wrap=True, highlight=False)
     with CameraClient() as hears:

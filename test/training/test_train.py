@@ -72,7 +72,8 @@ def test_adapters_train_and_load_beside_their_base(quantization: str, base: Path
                      if 'layers.0.self_attn.q_proj' in name and kind in name)
                 for kind in ('lora_A', 'lora_B'))
     x = torch.randn(3, down.shape[1])
-    expected = plain.hf.model.language_model.layers[0].self_attn.q_proj(x) + 2.0 * x @ down.T @ up.T
+    base_layer = plain.hf.model.language_model.layers[0].self_attn.q_proj
+    expected = base_layer(x) + 2.0 * x @ down.T @ up.T
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected.detach(), atol=1e-4, rtol=1e-4)
 

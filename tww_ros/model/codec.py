@@ -29,6 +29,8 @@ class TextCodec:
         # Whether special tokens are split is a switch inside the tokenizer, which callers of
         # ask() and the engine's threads would turn under each other.
         self._tokenizing = threading.Lock()
+        # Asked for with every note and answer; a real vocabulary takes long to list.
+        self._marks: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != '_tokenizing'}
@@ -57,6 +59,11 @@ class TextCodec:
 
     def mark_id(self, mark: str) -> int:
         """Id of a mark, literal when the tokenizer does not know it; ModelError without one."""
+        if mark not in self._marks:
+            self._marks[mark] = self._find_mark(mark)
+        return self._marks[mark]
+
+    def _find_mark(self, mark: str) -> int:
         known = self.tokenizer.get_vocab().get(mark)
         if known is not None:
             return known

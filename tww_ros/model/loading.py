@@ -124,6 +124,10 @@ def _device(name: str) -> torch.device:
 def _find(name: str) -> str:
     """The local directory, or the hub id as it is."""
     path = folder_of(name)
+    if name == 'embedded' and not path.is_dir():
+        raise ModelError('this copy of the package holds no embedded model; make it with `tww '
+                         f'train --out DIR` and put the last stage into {path}, or use '
+                         '"tiny-random" or a Qwen3-VL checkpoint directory')
     if name and path.is_dir():
         if not any((path / file).is_file() for file in ('config.json', ADAPTER)):
             raise ModelError(f'{name}: expected a checkpoint directory with config.json; found '

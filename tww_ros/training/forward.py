@@ -24,6 +24,7 @@ from transformers import (
     AttentionMaskInterface,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextMLP, Qwen3VLTextRMSNorm
 
 from tww_ros.model.attention import NAME as ENGINE_ATTENTION
 from tww_ros.model.positions import rotate
@@ -37,21 +38,25 @@ WASTE = 0.35
 
 @dataclass(eq=False)
 class Group:
-    """Bundles of similar size. queries: int64 [S, T]; keys: int64 [S, K]; mask: bool [S, 1, T, K];
-    table: cos and sin [S, 1, K, D] of the keys' places."""
+    """S bundles of similar size. mask: bool [S, 1, T, K], which of its keys each token sees."""
 
-    queries: torch.Tensor
-    keys: torch.Tensor
     mask: torch.Tensor
-    table: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(S, T, K)."""
+        bundles, _, tokens, keys = self.mask.shape
+        return bundles, tokens, keys
 
 
 @dataclass(eq=False)
 class Batch:
     """What one forward takes. chosen: int64, the tokens whose successor is learnt; targets: ids.
 
-    origin: int64 [N], where each token's attention result lies among the groups' results, laid end
-    to end. For reports: spans: int64, the span that each learnt token is in; final: bool, whether
+    queries: int64 [sum of S·T], keys: int64 [sum of S·K]: tokens of all groups, one behind the
+    other; key_table: the keys' rotations to their places, cos and sin [sum of S·K, 1, D]. origin:
+    int64 [N], where each token's attention result lies among the groups' results, laid end to
+    end. For reports: spans: int64, the span that each learnt token is in; final: bool, whether
     it belongs to an answer proper; what: per span, as in Plan.
     """
 
@@ -61,6 +66,9 @@ class Batch:
     grid: torch.Tensor | None
     query_table: tuple[torch.Tensor, torch.Tensor]
     groups: list[Group]
+    queries: torch.Tensor
+    keys: torch.Tensor
+    key_table: tuple[torch.Tensor, torch.Tensor]
     origin: torch.Tensor
     chosen: torch.Tensor
     targets: torch.Tensor
@@ -118,7 +126,8 @@ def collate(plans: Sequence[Plan], rotations: Rotations, *, min_pixels: int, max
     positions = np.concatenate([p for one in plans for p in one.positions], axis=1)    # [3, N]
     labels = torch.tensor([label for one in plans for label in one.labels])
     chosen = (labels != IGNORED).nonzero()[:, 0]
-    groups, origin = _groups(bundles, positions, rotations, offset)
+    groups, queries, keys, places, origin = _groups(bundles, positions, offset)
+    cos, sin = rotations.table(torch.from_numpy(places))
     patches = [patch for one in plans for patch in one.patches]
     pixels = grid = None
     if patches:
@@ -129,7 +138,8 @@ def collate(plans: Sequence[Plan], rotations: Rotations, *, min_pixels: int, max
     return Batch(
         torch.tensor([i for one in plans for i in one.ids]),
         torch.tensor([v for one in plans for v in one.visual]), pixels, grid,
-        rotations.table(torch.from_numpy(positions)), groups, origin, chosen, labels[chosen],
+        rotations.table(torch.from_numpy(positions)), groups, torch.from_numpy(queries),
+        torch.from_numpy(keys), (cos[:, None], sin[:, None]), origin, chosen, labels[chosen],
         torch.tensor(spans)[chosen],
         torch.tensor([f for one in plans for f in one.final])[chosen], what)
 
@@ -170,60 +180,70 @@ def _bundles(plan: Plan, offset: int) -> list[_Bundle]:
     return bundles
 
 
-def _groups(bundles: list[_Bundle], positions: np.ndarray, rotations: Rotations, count: int
-            ) -> tuple[list[Group], torch.Tensor]:
-    """Bundles of similar size side by side, padded to the largest."""
+def _groups(bundles: list[_Bundle], positions: np.ndarray, count: int
+            ) -> tuple[list[Group], np.ndarray, np.ndarray, np.ndarray, torch.Tensor]:
+    """Bundles of similar size side by side, padded to the largest.
+
+    Returns groups, queries, keys, places of the keys [3, sum of S·K], and origin.
+    """
     order = sorted(bundles, key=lambda bundle: (-(-bundle.size[0] // 8), bundle.size[1]))
-    groups, origin, at = [], torch.zeros(count, dtype=torch.long), 0
+    groups, queries, keys, places = [], [], [], []
+    origin, at = torch.zeros(count, dtype=torch.long), 0
     while order:
         most_t = most_k = used = taken = 0
         for bundle in order[:256]:
-            tokens, keys = bundle.size
-            t, k = max(most_t, tokens), max(most_k, keys)
-            if taken and used + tokens * keys < (1 - WASTE) * (taken + 1) * t * k:
+            tokens, total = bundle.size
+            t, k = max(most_t, tokens), max(most_k, total)
+            if taken and used + tokens * total < (1 - WASTE) * (taken + 1) * t * k:
                 break
-            most_t, most_k, used, taken = t, k, used + tokens * keys, taken + 1
+            most_t, most_k, used, taken = t, k, used + tokens * total, taken + 1
         members, order = order[:taken], order[taken:]
-        queries = np.zeros((taken, most_t), np.int64)
+        queries_at = np.zeros((taken, most_t), np.int64)
         keys_at = np.zeros((taken, most_k), np.int64)
-        places = np.zeros((3, taken, most_k), np.int64)
+        places_at = np.zeros((3, taken, most_k), np.int64)
         mask = np.zeros((taken, 1, most_t, most_k), bool)
         for row, bundle in enumerate(members):
             tokens, total = bundle.size
             seen = len(bundle.keys)
-            queries[row, :tokens] = bundle.own
+            queries_at[row, :tokens] = bundle.own
             keys_at[row, :total] = np.concatenate((bundle.keys, bundle.own))
-            places[:, row, :total] = np.concatenate((bundle.places, positions[:, bundle.own]),
-                                                    axis=1)
+            places_at[:, row, :total] = np.concatenate((bundle.places, positions[:, bundle.own]),
+                                                       axis=1)
             mask[row, 0, :tokens, :seen] = True
             mask[row, 0, :tokens, seen:total] = bundle.mask
             # A padded query looks at one key, so that its softmax is finite.
             mask[row, 0, tokens:, 0] = True
             origin[bundle.own] = torch.arange(at + row * most_t, at + row * most_t + tokens)
-        cos, sin = rotations.table(torch.from_numpy(places))
-        groups.append(Group(torch.from_numpy(queries), torch.from_numpy(keys_at),
-                            torch.from_numpy(mask), (cos[:, None], sin[:, None])))
+        groups.append(Group(torch.from_numpy(mask)))
+        queries.append(queries_at.reshape(-1))
+        keys.append(keys_at.reshape(-1))
+        places.append(places_at.reshape(3, -1))
         at += taken * most_t
-    return groups, origin
+    return (groups, np.concatenate(queries), np.concatenate(keys),
+            np.concatenate(places, axis=1), origin)
 
 
 def _attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
             attention_mask: torch.Tensor | None = None, scaling: float = 1.0,
             tww_batch: Batch | None = None, **_: object) -> tuple[torch.Tensor, None]:
     """Registered with transformers. query [1, H, N, D] → [1, N, H, D]."""
-    kind = query.dtype
-    cos, sin = (table.to(kind) for table in tww_batch.query_table)
-    rotated = rotate(query[0], cos, sin).transpose(0, 1)                         # [N, H, D]
-    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)              # [N, Hkv, D]
-    results = []
-    for group in tww_batch.groups:
-        q = _pick(rotated, group.queries).transpose(1, 2)                        # [S, H, T, D]
-        k = _pick(keys, group.keys).transpose(1, 2)                              # [S, Hkv, K, D]
-        v = _pick(values, group.keys).transpose(1, 2)
-        k = rotate(k, *(table.to(kind) for table in group.table))
-        results.append(_softmax_attention(q * scaling, k, v, group.mask).transpose(1, 2)
-                       .flatten(0, 1))                                           # [S·T, H, D]
-    return _pick(torch.cat(results), tww_batch.origin)[None], None
+    kind, batch = query.dtype, tww_batch
+    cos, sin = (table.to(kind) for table in batch.query_table)
+    rotated = rotate(query[0], cos, sin).transpose(0, 1) * scaling               # [N, H, D]
+    # One gather for all groups: the gradient of each would be as long as all tokens.
+    q = _pick(rotated, batch.queries)                                            # [sum S·T, H, D]
+    k = rotate(_pick(key[0].transpose(0, 1), batch.keys),
+               *(table.to(kind) for table in batch.key_table))                  # [sum S·K, Hkv, D]
+    v = _pick(value[0].transpose(0, 1), batch.keys)
+    sizes = [group.sizes for group in batch.groups]
+    results = [
+        _softmax_attention(*(x.unflatten(0, (bundles, -1)).transpose(1, 2) for x in parts),
+                           group.mask).transpose(1, 2).flatten(0, 1)             # [S·T, H, D]
+        for group, (bundles, _, _), *parts in zip(
+            batch.groups, sizes, q.split([s * t for s, t, _ in sizes]),
+            k.split([s * n for s, _, n in sizes]), v.split([s * n for s, _, n in sizes]),
+            strict=True)]
+    return _pick(torch.cat(results), batch.origin)[None], None
 
 
 def _pick(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -263,6 +283,20 @@ def _equal_images(module: torch.nn.Module, query: torch.Tensor, key: torch.Tenso
 AttentionInterface.register(TEXT_NAME, _attend)
 AttentionInterface.register(VISION_NAME, _equal_images)
 AttentionMaskInterface.register(TEXT_NAME, lambda *_, **__: None)
+
+
+@contextlib.contextmanager
+def fused() -> Iterator[None]:
+    """Norms, rotations and MLPs of the text model compiled, which needs a C++ compiler: a training
+    step on the CPU is then a fifth shorter, after a minute of compiling."""
+    global rotate
+    plain = Qwen3VLTextRMSNorm.forward, Qwen3VLTextMLP.forward, rotate
+    made = [torch.compile(function, dynamic=True) for function in plain]
+    Qwen3VLTextRMSNorm.forward, Qwen3VLTextMLP.forward, rotate = made
+    try:
+        yield
+    finally:
+        Qwen3VLTextRMSNorm.forward, Qwen3VLTextMLP.forward, rotate = plain
 
 
 @contextlib.contextmanager

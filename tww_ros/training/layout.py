@@ -11,6 +11,7 @@ logits of both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -236,7 +237,9 @@ class _Planner:
         closer = len(self._model.encode(self._style.note_closer))
         taught = range(len(prefix), len(ids) - closer + 1) if learnt else range(0)
         start = view.start('target')
-        what = f'note:{segment.note.split(maxsplit=1)[0]}'
+        # '14 s: put red ball …' is about 'put'.
+        word = re.search('[A-Za-z]{2,}', segment.note)
+        what = f'note:{word.group() if word else ""}'
         block = self._add(ids, text_positions(len(ids), start), self._shared(view), what, start,
                           learnt=taught)
         kept = None if segment.note == self._style.idle_note else block

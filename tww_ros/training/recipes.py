@@ -58,7 +58,9 @@ class TabletopBatches:
         while total < self._tokens:
             recipe = rng.choices(list(mixture), list(mixture.values()))[0]
             if not self._notes:
-                recipe = dataclasses.replace(recipe, notes=False)
+                # What is reasoned about at length has to be seen.
+                recipe = dataclasses.replace(
+                    recipe, notes=False, video='all' if recipe.video == 'near' else recipe.video)
             made = tabletop.sample(rng.choice(seeds), recipe, rng.choice(SIZES_PX))
             plans.append(plan(made, self._codec, self._config))
             total += len(plans[-1])

@@ -99,7 +99,8 @@ def stream(episode: Episode, rng: random.Random, recipe: Recipe, count: int,
         at_s += FRAME_S * frames
         zero = cuts[0][0] if cuts else stamps[0]
         time_s = (stamps[0] + stamps[-1]) / 2 - zero + clock_s
-        chronicle.add(stamps, time_s)
+        # What the timestamp shows, not what it was made from.
+        chronicle.add(stamps, round(time_s, 1))
         cuts.append((*stamps, time_s))
         if asked and chronicle.settled:
             noted = number + 1 - (rng.random() < 0.5)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from typing import Any
 from tww_ros.errors import TrainingError
 
 # Steps and learning rates of the embedded model's stages.
-STAGES = {'perception': (500, 1.5e-3), 'single': (1_800, 1.2e-3), 'multi': (600, 8e-4),
-          'long': (600, 6e-4)}
+STAGES = {'perception': (300, 1.5e-3), 'events': (2_500, 1.5e-3), 'single': (4_000, 1.2e-3),
+          'multi': (1_500, 8e-4), 'long': (1_500, 6e-4)}
+# Without notes an answer goes through everything that was seen, at length.
+NO_NOTES = {'note.enabled': False, 'memory.resident_tokens': 8_192, 'answer.max_new_tokens': 1_024}
 # On a user's data the order is the same; perception is what a checkpoint brings along.
 LORA_RATE = 1e-4
 LORA_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
@@ -32,6 +35,7 @@ class TrainOptions:
     """model: '' makes the embedded model from scratch. data: None takes the tabletop world.
 
     lora: rank of the adapters; 0 trains every weight. threads: of torch, 0 = its own choice.
+    fuse: see forward.fused; None = in long runs, where there is a C++ compiler.
     """
 
     out: Path
@@ -42,13 +46,14 @@ class TrainOptions:
     stages: tuple[str, ...] = tuple(STAGES)
     steps: tuple[int, ...] = ()
     rate: float = 0.0
-    tokens: int = 8_000
+    tokens: int = 6_000
     seed: int = 0
     notes: bool = True
     precision: str = 'auto'
     device: str = 'auto'
     workers: int = 1
     threads: int = 0
+    fuse: bool | None = None
 
 
 def train(options: TrainOptions) -> Path:
@@ -76,6 +81,8 @@ def train(options: TrainOptions) -> Path:
         if options.device not in ('auto', 'cpu') or (options.device == 'auto'
                                                      and torch.cuda.is_available()):
             raise TrainingError('the embedded model is made on the CPU; use device="cpu"')
+    if not options.notes:
+        model.settings.update(NO_NOTES)
     if options.lora:
         add_adapters(model.hf, options.lora)
     config = EngineConfig.from_flat(model.settings)
@@ -101,7 +108,8 @@ def train(options: TrainOptions) -> Path:
 
     stages = _stages(options)
     trainer = Trainer(model, batches, TrainerConfig(
-        options.out, stages, precision=options.precision, workers=options.workers),
+        options.out, stages, precision=options.precision, workers=options.workers,
+        fuse=_fuse(options, sum(stage.steps for stage in stages))),
         after_stage=export)
     trainer.run()
     return options.out / 'stages' / options.stages[-1]
@@ -146,6 +154,12 @@ def _command(options: TrainOptions) -> str:
     return told + (' --no-notes' if not options.notes else '')
 
 
+def _fuse(options: TrainOptions, steps: int) -> bool:
+    if options.fuse is not None:
+        return options.fuse
+    return steps > 500 and shutil.which('g++') is not None
+
+
 def _stages(options: TrainOptions) -> tuple[Any, ...]:
     from tww_ros.training.trainer import Stage
     stages = []
@@ -173,7 +187,7 @@ def _check(options: TrainOptions) -> None:
 
 def _remember(options: TrainOptions) -> None:
     """A folder holds one run: going on with other options would mix two."""
-    free = ('precision', 'device', 'workers', 'threads', 'stages', 'steps')
+    free = ('precision', 'device', 'workers', 'threads', 'fuse', 'stages', 'steps')
     told = {name: str(value) for name, value in vars(options).items()
             if name not in (*free, 'out')}
     file = options.out / 'options.json'
@@ -204,13 +218,15 @@ def register(commands: Any, add: Any) -> None:
     parser.add_argument('--steps', nargs='+', type=int, default=[], metavar='N',
                         help='steps of each stage')
     parser.add_argument('--rate', type=float, default=0.0, help='highest learning rate')
-    parser.add_argument('--tokens', type=int, default=8_000, help='tokens of a batch, about')
+    parser.add_argument('--tokens', type=int, default=6_000, help='tokens of a batch, about')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--no-notes', action='store_true',
                         help='the ablation: no notes, long reasoning instead')
     parser.add_argument('--precision', choices=('auto', 'no', 'bf16'), default='auto')
     parser.add_argument('--device', default='auto')
     parser.add_argument('--workers', type=int, default=1, help='processes that make batches')
+    parser.add_argument('--fuse', action=argparse.BooleanOptionalAction, default=None,
+                        help='compile parts of the model (default: in long runs, if there is g++)')
     parser.add_argument('--threads', type=int, default=0, help='torch threads; 0 = all cores')
 
 
@@ -221,6 +237,6 @@ def _run(arguments: argparse.Namespace) -> int:
         stages=tuple(arguments.stages), steps=tuple(arguments.steps), rate=arguments.rate,
         tokens=arguments.tokens, seed=arguments.seed, notes=not arguments.no_notes,
         precision=arguments.precision, device=arguments.device, workers=arguments.workers,
-        threads=arguments.threads))
+        threads=arguments.threads, fuse=arguments.fuse))
     print(f'trained: {result}')
     return 0

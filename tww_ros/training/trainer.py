@@ -16,6 +16,7 @@ It knows nothing of worlds: `Batches` gives it what to learn from.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -36,7 +37,7 @@ from tqdm import tqdm
 from tww_ros.errors import TrainingError
 from tww_ros.model.language_model import VideoLanguageModel
 from tww_ros.training.curves import draw_curves
-from tww_ros.training.forward import Batch, forward, training_attention
+from tww_ros.training.forward import Batch, forward, fused, training_attention
 
 
 class Batches(Protocol):
@@ -70,12 +71,13 @@ class Stage:
 @dataclass(frozen=True)
 class TrainerConfig:
     """Everything but the data. precision: 'auto', 'no' or 'bf16'; auto: bf16 where it is quick
-    (CUDA, CPUs with AMX). workers: processes that make batches."""
+    (CUDA, CPUs with AMX). workers: processes that make batches. fuse: see forward.fused."""
 
     folder: Path
     stages: tuple[Stage, ...]
     precision: str = 'auto'
     workers: int = 1
+    fuse: bool = False
     report_every: int = 25
     check_every: int = 200
     check_batches: int = 4
@@ -137,7 +139,8 @@ class Trainer:
     def _run_stage(self, stage: Stage, first: int, bar: tqdm) -> None:
         config, accelerator = self._config, self._accelerator
         losses: list[torch.Tensor] = []
-        with training_attention(self.model.hf):
+        with training_attention(self.model.hf), (
+                fused() if config.fuse else contextlib.nullcontext()):
             for batch in self._stream(stage, self.step - first):
                 self.model.hf.train()
                 for group in self._optimizer.param_groups:

@@ -21,7 +21,7 @@ import numpy as np
 from tww_ros.world import sprites
 from tww_ros.world.scene import COVER_RADIUS, PLACE_XY, THING_RADIUS, Cover, Hand, scene_at
 from tww_ros.world.sprites import Sprite
-from tww_ros.world.surface import surface
+from tww_ros.world.surface import TABLES, surface
 from tww_ros.world.table import Episode, TableState, Thing
 
 # The camera's jitter, at most: shift as a share of the width, turn, change of scale.
@@ -48,7 +48,7 @@ class Renderer:
         self.episode = episode
         self.size_px = size_px
         self._margin_px = math.ceil(_MARGIN * size_px)
-        self._table = surface(episode.seed, size_px, self._margin_px, style)
+        self._table = surface(episode.seed % TABLES, size_px, self._margin_px, style)
         rng = random.Random(f'look:{episode.seed}')
         # (size in px, turn in degrees) of each thing's sprite, decided when it is first drawn
         self._look_of: dict[Thing, tuple[int, int]] = {}

@@ -60,7 +60,7 @@ class _Shape:
     inside: np.ndarray
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=6_000)
 def thing_sprite(colour: str, shape: str, size_px: int, turn_deg: int = 0) -> Sprite:
     """A thing in a square sprite of size_px; its body is BODY of that wide."""
     drawn = _shape(shape, size_px, turn_deg)

@@ -7,6 +7,8 @@ All tints are of middle lightness and low saturation, so that each of the eight 
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -20,12 +22,17 @@ _TINTS = {
 }
 
 
+# So many tables there are; episodes share them, which makes drawing a new episode quick.
+TABLES = 512
+
+
+@functools.lru_cache(maxsize=TABLES)
 def surface(seed: int, size_px: int, margin_px: int, style: str | None = None) -> np.ndarray:
     """uint8 [n, n, 3] with n = size_px + 2 * margin_px; the margin goes on around the picture.
 
-    style: one of STYLES; by default the seed decides.
+    style: one of STYLES; by default the seed decides. Not to be written to.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed % TABLES, 1])
     chosen = STYLES[rng.integers(len(STYLES))]
     style = style or chosen
     tints = _TINTS[style]
