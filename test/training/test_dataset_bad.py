@@ -250,6 +250,22 @@ def test_a_leak_of_a_later_note_in_a_reasoning(folder: Path) -> None:
     assert validate(folder).errors == [] and len(list(read_dataset(folder))) == 2
 
 
+@pytest.mark.parametrize('told_as', ['put red kite center', 'put red kite center, at {} s'])
+def test_a_leak_of_a_later_event_without_its_time(folder: Path, told_as: str) -> None:
+    """Notes begin with their time, reasonings cite them without."""
+    def leak(told: dict[str, Any]) -> None:
+        del own(told)['tabletop']
+        after = own(told)['questions'][0]['after']
+        segment = own(told)['segments'][after]
+        at_s = int(told['metadata']['segment_info'][after]['start'])
+        segment['note'] = f'{at_s} s: put red kite center'
+        say(told, 0, told_as.format(0))
+
+    edit(folder, leak)
+    refused(folder, place('metadata.tww.questions[0].reasoning', 'only what segments 0 to ')
+            + ".*'put red kite center' of segment .*leaks what comes later")
+
+
 def test_a_note_that_is_being_written_may_be_told(folder: Path) -> None:
     """The question sees the newest segment's frames before its note is finished."""
     def tell(told: dict[str, Any]) -> None:

@@ -29,6 +29,11 @@ _NUMBER = r'(?<![\w.,:])(\d+(?:\.\d+)?)'
 _SECONDS = re.compile(_NUMBER + r'\s*-?(?:s|secs?|seconds?)\b', re.IGNORECASE)
 _AT_SECONDS = re.compile(r'\bat\s+' + _NUMBER + r'\s*(?:s|secs?|seconds?)\b', re.IGNORECASE)
 
+# '14 s: put red ball …' in a note is 'put red ball …, at 14 s, now 60 s' in a reasoning.
+_TIME_TOLD = re.compile(r'^\d+(?:\.\d+)? s: |(?:, (?:at|now) \d+(?:\.\d+)? s)+$')
+# Timestamps, which times are read from, show tenths of a second.
+_SHOWN_S = 0.05
+
 
 def check(entry: Entry, file: str) -> None:
     """Raise DatasetError for the first thing that breaks a rule."""
@@ -65,7 +70,8 @@ def check(entry: Entry, file: str) -> None:
 
 def late_times(text: str, until_s: float, pattern: re.Pattern[str] = _SECONDS) -> list[str]:
     """The times cited in a text that come after until_s, as they are written."""
-    return [found[0] for found in pattern.finditer(text) if float(found[1]) > until_s + SLACK_S]
+    latest_s = until_s + _SHOWN_S + SLACK_S
+    return [found[0] for found in pattern.finditer(text) if float(found[1]) > latest_s]
 
 
 def check_times(text: str, until_s: float, where: str, what: str,
@@ -110,6 +116,7 @@ def _first_told(entry: Entry) -> dict[str, int]:
 
 
 def _parts(text: str) -> list[str]:
-    """What a note or a reasoning is made of, in one spelling."""
-    parts = [' '.join(part.split()).rstrip('.').lower() for part in (text, *text.split(';'))]
+    """What a note or a reasoning is made of, in one spelling and without its time."""
+    parts = [_TIME_TOLD.sub('', ' '.join(part.split()).rstrip('.').lower())
+             for part in (text, *text.split(';'))]
     return [part for part in parts if part and part != NOTHING_NEW]
