@@ -35,7 +35,7 @@ def logits(model) -> torch.Tensor:
 def test_result_loads_with_its_settings_and_answers(base: Path) -> None:
     assert base.name == 'single' and (base.parent / 'perception').is_dir()
     model = load_model(str(base))
-    assert (model.scheme, model.style.name) == ('decoupled', 'tww')
+    assert (model.scheme, model.style.name) == ('continuous', 'tww')
     assert model.settings == SETTINGS
     assert not list(base.parent.rglob('*.bin')) + list(base.parent.rglob('*.pt'))
     sample = tabletop.sample(3, tabletop.PERCEPTION)
@@ -87,6 +87,14 @@ def test_adapters_train_and_load_beside_their_base(quantization: str, base: Path
 def test_options_that_do_not_fit(wrong: dict, words: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=words):
         train(TrainOptions(tmp_path / 'run', **wrong))
+
+
+@pytest.mark.parametrize('asked, scheme', [('auto', 'continuous'), ('decoupled', 'decoupled')])
+def test_positions_are_the_checkpoints_own_or_as_asked(asked: str, scheme: str, base: Path,
+                                                       tmp_path: Path) -> None:
+    out = train(TrainOptions(tmp_path / 'run', model=str(base), positions=asked, tokens=300,
+                             stages=('perception',), steps=(1,), workers=0, precision='no'))
+    assert load_model(str(out)).scheme == scheme
 
 
 def test_a_folder_holds_one_run(base: Path) -> None:

@@ -38,5 +38,5 @@ def write_note(model: StepModel, config: EngineConfig, bank: MemoryBank, record:
     note = Note(record.id, record.camera, record.start_ns, record.end_ns,
                 style.clean_note(model.decode(ids)), len(ids), finish_reason,
                 time.monotonic() - started_s)
-    bank.attach_note(record, note, None if note.text == style.idle_note else block)
+    bank.attach_note(record, note, None if style.says_nothing(note.text) else block)
     on_note(note)

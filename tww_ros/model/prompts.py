@@ -63,6 +63,10 @@ class PromptStyle:
         """What a model of this style writes as a note; the inverse of clean_note."""
         return note if self.name == 'stock' else f'Focus: {note}'
 
+    def says_nothing(self, note: str) -> bool:
+        """Whether a note (without its layout) need not be remembered."""
+        return bool(self.idle_note) and note == self.idle_note
+
     def split_answer(self, text: str) -> tuple[str, str]:
         """(reasoning, answer) of what was generated."""
         if self.name == 'stock':

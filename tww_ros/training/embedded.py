@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from tww_ros.config import EngineConfig
+from tww_ros.memory.view import Scheme
 from tww_ros.model import prompts
 from tww_ros.model.language_model import VideoLanguageModel
 from tww_ros.model.tiny import SPECIAL_TOKENS
@@ -30,7 +31,7 @@ SETTINGS = {
     'memory.resident_note_tokens': 4_096, 'note.window_tokens': 24, 'note.max_new_tokens': 64,
     'answer.session_tokens': 1_024,
 }
-SCHEME = 'continuous'
+SCHEME: Scheme = 'continuous'
 # One token each: the layout costs little, and 'Answer: ' is the same before an open answer and
 # before a choice.
 LAYOUT_TOKENS = ('[SEG THINK]\n', '\n\n[Q THINK]\n', 'Focus: ', 'Reasoning: ', 'Answer: ',
@@ -83,8 +84,8 @@ def embedded_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     )
 
 
-def untrained(seed: int = 0) -> VideoLanguageModel:
-    """The model with random weights."""
+def untrained(seed: int = 0, scheme: Scheme = SCHEME) -> VideoLanguageModel:
+    """The model with random weights; scheme: of its positions."""
     tokenizer = tabletop_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,7 +93,7 @@ def untrained(seed: int = 0) -> VideoLanguageModel:
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(
         [prompts.IM_END, prompts.END_OF_TEXT])
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return VideoLanguageModel(model, tokenizer, name='embedded', scheme=SCHEME, style=prompts.TWW,
+    return VideoLanguageModel(model, tokenizer, name='embedded', scheme=scheme, style=prompts.TWW,
                               settings=SETTINGS)
 
 

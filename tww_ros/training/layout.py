@@ -224,7 +224,7 @@ class _Planner:
         self._written.append(None)
         learnt = segment.learn and bool(segment.patches)
         # Nobody looks at a note that says nothing new.
-        if segment.note is None or (segment.note == self._style.idle_note and not learnt):
+        if segment.note is None or (self._style.says_nothing(segment.note) and not learnt):
             return
         seen = self._bank.resident(
             epoch=0, tokens=self._config.note.window_tokens,
@@ -242,7 +242,7 @@ class _Planner:
         what = f'note:{word.group() if word else ""}'
         block = self._add(ids, text_positions(len(ids), start), self._shared(view), what, start,
                           learnt=taught)
-        kept = None if segment.note == self._style.idle_note else block
+        kept = None if self._style.says_nothing(segment.note) else block
         self._written[number] = (kept, Note(number, 'camera', 0, 0, segment.note, len(ids),
                                             'stop', 0.0))
 

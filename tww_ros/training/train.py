@@ -40,6 +40,7 @@ class TrainOptions:
 
     out: Path
     model: str = ''
+    positions: str = 'auto'
     data: Path | None = None
     quantization: str = 'none'
     lora: int = 0
@@ -75,9 +76,9 @@ def train(options: TrainOptions) -> Path:
     _remember(options)
     if options.model:
         model = load_model(options.model, quantization=options.quantization,
-                           device=options.device, positions='decoupled', prompts='tww')
+                           device=options.device, positions=_positions(options), prompts='tww')
     else:
-        model = untrained(options.seed)
+        model = untrained(options.seed, _positions(options))
         if options.device not in ('auto', 'cpu') or (options.device == 'auto'
                                                      and torch.cuda.is_available()):
             raise TrainingError('the embedded model is made on the CPU; use device="cpu"')
@@ -145,13 +146,27 @@ def save_adapters(model: Any, base: str, folder: Path) -> None:
 
 def _command(options: TrainOptions) -> str:
     told = f'tww train --out {options.out.name}'
-    for flag, value in (('model', Path(options.model).name), ('data', options.data),
+    for flag, value in (('positions', options.positions if options.positions != 'auto' else ''),
+                        ('model', Path(options.model).name), ('data', options.data),
                         ('lora', options.lora), ('seed', options.seed)):
         if value:
             told += f' --{flag} {Path(value).name if flag == "data" else value}'
     if options.steps:
         told += f' --steps {" ".join(map(str, options.steps))}'
     return told + (' --no-notes' if not options.notes else '')
+
+
+def _positions(options: TrainOptions) -> str:
+    """As asked for; else as the checkpoint was trained, or as Think While Watching trains a stock
+    one."""
+    from tww_ros.model.marks import local_marks
+    from tww_ros.training.embedded import SCHEME
+    if options.positions != 'auto':
+        return options.positions
+    if not options.model:
+        return SCHEME
+    marks = local_marks(options.model)
+    return marks.positions if marks.prompts == 'tww' else 'decoupled'
 
 
 def _fuse(options: TrainOptions, steps: int) -> bool:
@@ -209,6 +224,8 @@ def register(commands: Any, add: Any) -> None:
                         help='folder of the run; the same folder goes on')
     parser.add_argument('--model', default='', help='checkpoint to go on from (default: the '
                         'embedded model from random weights)')
+    parser.add_argument('--positions', choices=('auto', 'continuous', 'decoupled'),
+                        default='auto', help='scheme; auto: as the checkpoint was trained')
     parser.add_argument('--data', type=Path, metavar='DIR',
                         help='data set of `tww data` (default: the tabletop world)')
     parser.add_argument('--quantization', choices=('none', 'int8', 'nf4'), default='none')
@@ -232,7 +249,8 @@ def register(commands: Any, add: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     result = train(TrainOptions(
-        out=arguments.out, model=arguments.model, data=arguments.data,
+        out=arguments.out, model=arguments.model, positions=arguments.positions,
+        data=arguments.data,
         quantization=arguments.quantization, lora=arguments.lora,
         stages=tuple(arguments.stages), steps=tuple(arguments.steps), rate=arguments.rate,
         tokens=arguments.tokens, seed=arguments.seed, notes=not arguments.no_notes,
