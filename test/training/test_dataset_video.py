@@ -60,7 +60,7 @@ def options(shop: Path, captions: bool = True, **more: Any) -> VideoOptions:
 def test_the_example_of_the_docs(shop: Path, capsys: pytest.CaptureFixture) -> None:
     commands = [shlex.split(line)[1:] for block in re.findall(r'```bash\n(.*?)```', DOCS, re.S)
                 for line in block.splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 9
     for words in commands:
         build_parser().parse_args(words[:words.index('#')] if '#' in words else words)
     build, check = (words for words in commands if '--captions' in words

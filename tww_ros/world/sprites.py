@@ -95,7 +95,7 @@ def cover_sprite(size_px: int) -> Sprite:
     return _finish(rgb.astype(np.float32), alpha, size_px)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=512)
 def hand_sprite(skin: int, sleeve: int, size_px: int, is_left: bool, is_closed: bool) -> Sprite:
     """Hand and arm, reaching up, for a picture of size_px.
 
