@@ -28,7 +28,7 @@ from tww_ros.node.camera_client import CameraClient
 from tww_ros.node.demo import DemoOptions, show
 from tww_ros.node.demo_report import Asked, DemoReport, score
 from tww_ros.node.video_demo import VideoDemoOptions
-from tww_ros.training.embedded import SETTINGS, untrained
+from tww_ros.training.embedded import untrained
 from tww_ros.types import Answer, Evidence, Frame, SegmentInfo
 from tww_ros.video.segmentation import FrameIntake, PatchReady
 from tww_ros.world.questions import KINDS, Asker
@@ -270,7 +270,7 @@ def test_the_demo_through_real_processes(ros_env: dict[str, str], tmp_path: Path
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """20 s of the world. What is checked is what is shown, not how well the model answers: it is
     the embedded model before training."""
-    save_checkpoint(untrained(), tmp_path / 'model', SETTINGS)
+    save_checkpoint(untrained(), tmp_path / 'model')
     monkeypatch.setattr(demo, 'MODEL', str(tmp_path / 'model'))
     out, sheet = io.StringIO(), tmp_path / 'demo.png'
     console = Console(file=out, width=300, soft_wrap=True, highlight=False)

@@ -268,7 +268,7 @@ def test_batches_are_of_one_size_and_repeat(tmp_path: Path, model) -> None:
 def test_held_out_samples_are_never_trained_on(tmp_path: Path, model) -> None:
     place = tmp_path / 'set'
     build(BuildOptions(place, stages=(1, 2), samples=6, size_px=64))
-    batches = DatasetBatches(place, model, settings())
+    batches = DatasetBatches(place, model, settings(), tokens=400)
     for stage, own in (('single', range(6)), ('multi', range(6, 12)), ('long', range(12))):
         trained = batches.samples(stage, held_out=False)
         held = batches.samples(stage, held_out=True)
@@ -279,7 +279,7 @@ def test_held_out_samples_are_never_trained_on(tmp_path: Path, model) -> None:
 def test_one_sample_is_not_enough_to_train_on(tmp_path: Path, model) -> None:
     write_reference(tmp_path)
     with pytest.raises(DatasetError, match='expected at least 2 samples'):
-        DatasetBatches(tmp_path, model, settings())
+        DatasetBatches(tmp_path, model, settings(), tokens=400)
 
 
 def test_a_leak_stops_training_before_it_begins(tmp_path: Path, model) -> None:
@@ -290,4 +290,4 @@ def test_a_leak_stops_training_before_it_begins(tmp_path: Path, model) -> None:
     told['metadata']['tww']['segments'][0]['note'] += '; take it at 999 s'
     file.write_text(json.dumps(told))
     with pytest.raises(DatasetError, match=r'data_000002.json: metadata.tww.segments\[0\].note'):
-        DatasetBatches(place, model, settings())
+        DatasetBatches(place, model, settings(), tokens=400)

@@ -47,6 +47,22 @@ def test_gradients_reach_every_weight() -> None:
     assert still == []
 
 
+def test_positions_far_beyond_the_first_table() -> None:
+    text = untrained().hf.config.text_config
+    cos, sin = Rotations(text).table(torch.tensor([[3, 50_000], [7, 50_001], [11, 50_002]]))
+    theta, half = text.rope_parameters['rope_theta'], text.head_dim // 2
+    assert text.rope_parameters['mrope_section'] == [6, 5, 5]
+    for row, position in enumerate(((3, 7, 11), (50_000, 50_001, 50_002))):
+        for pair in range(half):
+            # Interleaved: t h w t h w …; the last of sixteen pairs is time's.
+            axis = pair % 3 if pair < 15 else 0
+            angle = position[axis] * theta ** (-2 * pair / text.head_dim)
+            for column in (pair, pair + half):
+                # The model's own frequencies are float32.
+                assert abs(float(cos[row, column]) - np.cos(angle)) < 5e-3
+                assert abs(float(sin[row, column]) - np.sin(angle)) < 5e-3
+
+
 def test_only_notes_and_answers_are_learnt() -> None:
     model = untrained()
     sample = tabletop.sample(5, tabletop.SINGLE)

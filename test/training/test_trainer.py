@@ -117,7 +117,7 @@ def test_folder_of_another_model_is_refused(tmp_path: Path) -> None:
     model = untrained(seed=1)
     del model.hf.model.visual.deepstack_merger_list[0]
     with pytest.raises(TrainingError, match='another model'):
-        Trainer(model, TabletopBatches(model, settings()), TrainerConfig(
+        Trainer(model, TabletopBatches(model, settings(), 250), TrainerConfig(
             tmp_path, (Stage('perception', 3, 1e-3),), precision='no', workers=0))
 
 

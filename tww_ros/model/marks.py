@@ -16,16 +16,16 @@ from typing import Any
 
 from tww_ros.config import EngineConfig
 from tww_ros.errors import ConfigError, ModelError
+from tww_ros.model.prompts import STYLES
 
 FILE = 'tww.json'
 EMBEDDED = Path(__file__).with_name('embedded')
 SCHEMES = ('continuous', 'decoupled')
-STYLES = ('stock', 'tww')
 
 
 @dataclass(frozen=True)
 class Marks:
-    """positions: one of SCHEMES; prompts: one of STYLES; settings: by dotted name."""
+    """positions: one of SCHEMES; prompts: a key of prompts.STYLES; settings: by dotted name."""
 
     positions: str = 'continuous'
     prompts: str = 'stock'

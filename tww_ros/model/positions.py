@@ -46,18 +46,18 @@ class MRope:
         # The model's own frequencies are float32; their values, not their formula, are the
         # reference.
         inv_freq = 1.0 / (rope['rope_theta'] ** half)                          # [D/2]
-        self._inv_freq = inv_freq.to(torch.float64).numpy()
+        self.inv_freq = inv_freq.to(torch.float64).numpy()                     # [D/2]
         section = rope.get('mrope_section', [24, 20, 20])
         axis = np.zeros(self.head_dim // 2, dtype=np.int64)                     # 0 t, 1 h, 2 w
         axis[1:section[1] * 3:3] = 1
         axis[2:section[2] * 3:3] = 2
-        self._axis = axis
+        self.axis = axis
         self._device = device
 
     def table(self, positions: np.ndarray, dtype: torch.dtype
               ) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [T, D] at integer positions [3, T]."""
-        angles = positions[self._axis].T * self._inv_freq                       # [T, D/2] float64
+        angles = positions[self.axis].T * self.inv_freq                       # [T, D/2] float64
         angles = np.concatenate((angles, angles), axis=-1)                      # [T, D]
         cos, sin = torch.from_numpy(np.cos(angles)), torch.from_numpy(np.sin(angles))
         return cos.to(self._device, dtype), sin.to(self._device, dtype)

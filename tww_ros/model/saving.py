@@ -6,9 +6,7 @@ Weights as safetensors, never a pickle; in bfloat16 or float16 they take half th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +14,7 @@ from tww_ros.model.language_model import VideoLanguageModel
 from tww_ros.model.marks import Marks
 
 
-def save_checkpoint(model: VideoLanguageModel, folder: Path, settings: Mapping[str, Any],
+def save_checkpoint(model: VideoLanguageModel, folder: Path,
                     dtype: torch.dtype = torch.float32) -> None:
     """Write config, weights, tokenizer and tww.json; what is there already is overwritten."""
     hf = model.hf if dtype == model.dtype else copy.deepcopy(model.hf).to(dtype)
@@ -25,4 +23,4 @@ def save_checkpoint(model: VideoLanguageModel, folder: Path, settings: Mapping[s
         # It is written through a private temporary file.
         file.chmod(0o644)
     model.tokenizer.save_pretrained(folder)
-    Marks(model.scheme, model.style.name, dict(settings)).write(folder)
+    Marks(model.scheme, model.style.name, model.settings).write(folder)

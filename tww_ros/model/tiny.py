@@ -34,9 +34,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """Four layers, eight query heads on two key-value heads, DeepStack on two levels."""
-    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)),
-                   strict=True))
-    return Qwen3VLConfig(
+    return with_special_tokens(
+        tokenizer,
         text_config={
             'vocab_size': VOCABULARY, 'hidden_size': 256, 'intermediate_size': 768,
             'num_hidden_layers': 4, 'num_attention_heads': 8, 'num_key_value_heads': 2,
@@ -49,6 +48,16 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             'out_hidden_size': 256, 'num_position_embeddings': 256,
             'deepstack_visual_indexes': [0, 1], 'initializer_range': 0.06,
         },
+    )
+
+
+def with_special_tokens(tokenizer: PreTrainedTokenizerFast, text_config: dict[str, object],
+                        vision_config: dict[str, object]) -> Qwen3VLConfig:
+    """A Qwen3-VL configuration of these sizes for a tokenizer that has SPECIAL_TOKENS."""
+    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)),
+                   strict=True))
+    return Qwen3VLConfig(
+        text_config=text_config, vision_config=vision_config,
         image_token_id=ids['<|image_pad|>'], video_token_id=ids[prompts.VIDEO_PAD],
         vision_start_token_id=ids[prompts.VISION_START],
         vision_end_token_id=ids[prompts.VISION_END], tie_word_embeddings=True,
@@ -58,10 +67,16 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
 def tiny_model(seed: int = 0) -> tuple[Qwen3VLForConditionalGeneration, PreTrainedTokenizerFast]:
     """The model (float32, CPU) and its tokenizer; the same seed gives the same weights."""
     tokenizer = byte_tokenizer()
+    return random_weights(tiny_config(tokenizer), tokenizer, seed), tokenizer
+
+
+def random_weights(config: Qwen3VLConfig, tokenizer: PreTrainedTokenizerFast,
+                   seed: int) -> Qwen3VLForConditionalGeneration:
+    """A model with the weights of that seed (float32, CPU); torch's own seed stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(tiny_config(tokenizer))
+        model = Qwen3VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(
         [prompts.IM_END, prompts.END_OF_TEXT])
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    return model

@@ -269,7 +269,7 @@ class DatasetBatches:
     """
 
     def __init__(self, folder: str | Path, model: VideoLanguageModel, config: EngineConfig,
-                 tokens: int = 8_000, seed: int = 0) -> None:
+                 tokens: int, seed: int = 0) -> None:
         """Reads and checks the texts of all samples. Raises DatasetError."""
         self._dataset = Dataset(folder)
         self._codec = model.codec

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import random
 
-import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
 
 from tww_ros.config import EngineConfig
 from tww_ros.memory.view import Scheme
 from tww_ros.model import prompts
 from tww_ros.model.language_model import VideoLanguageModel
-from tww_ros.model.tiny import SPECIAL_TOKENS
+from tww_ros.model.tiny import SPECIAL_TOKENS, random_weights, with_special_tokens
 from tww_ros.world.notes import Chronicle
 from tww_ros.world.questions import Asker
 from tww_ros.world.table import simulate
@@ -63,9 +62,8 @@ def tabletop_tokenizer() -> PreTrainedTokenizerFast:
 
 def embedded_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """Sizes of the embedded model."""
-    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)),
-                   strict=True))
-    return Qwen3VLConfig(
+    return with_special_tokens(
+        tokenizer,
         text_config={
             'vocab_size': VOCABULARY, 'hidden_size': 256, 'intermediate_size': 640,
             'num_hidden_layers': 5, 'num_attention_heads': 8, 'num_key_value_heads': 2,
@@ -78,21 +76,13 @@ def embedded_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             'out_hidden_size': 256, 'num_position_embeddings': 36,
             'deepstack_visual_indexes': [1], 'initializer_range': 0.03,
         },
-        image_token_id=ids['<|image_pad|>'], video_token_id=ids[prompts.VIDEO_PAD],
-        vision_start_token_id=ids[prompts.VISION_START],
-        vision_end_token_id=ids[prompts.VISION_END], tie_word_embeddings=True,
     )
 
 
 def untrained(seed: int = 0, scheme: Scheme = SCHEME) -> VideoLanguageModel:
     """The model with random weights; scheme: of its positions."""
     tokenizer = tabletop_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(embedded_config(tokenizer))
-    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(
-        [prompts.IM_END, prompts.END_OF_TEXT])
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model = random_weights(embedded_config(tokenizer), tokenizer, seed)
     return VideoLanguageModel(model, tokenizer, name='embedded', scheme=scheme, style=prompts.TWW,
                               settings=SETTINGS)
 

@@ -23,11 +23,12 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLTextConfig,
 )
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextMLP, Qwen3VLTextRMSNorm
 
 from tww_ros.model.attention import NAME as ENGINE_ATTENTION
-from tww_ros.model.positions import rotate
+from tww_ros.model.positions import MRope, rotate
 from tww_ros.training.layout import IGNORED, Plan
 from tww_ros.video.pixels import to_pixels
 
@@ -91,26 +92,26 @@ class Batch:
 
 
 class Rotations:
-    """cos and sin of integer positions 0 … limit-1, computed in float64, as the engine's are."""
+    """cos and sin of integer positions, looked up: a batch has many tokens at few positions."""
 
-    def __init__(self, text_config: object, limit: int = 32_768) -> None:
-        rope = text_config.rope_parameters
-        half = torch.arange(0, text_config.head_dim, 2, dtype=torch.float32) / text_config.head_dim
-        inv_freq = (1.0 / rope['rope_theta'] ** half).double()                   # [D/2]
-        angles = torch.arange(limit, dtype=torch.float64)[:, None] * inv_freq    # [limit, D/2]
-        self._cos, self._sin = angles.cos().float(), angles.sin().float()
-        section = rope['mrope_section']
-        axis = torch.zeros(len(inv_freq), dtype=torch.long)
-        axis[1:section[1] * 3:3] = 1
-        axis[2:section[2] * 3:3] = 2
-        self._axis = axis
-        self._column = torch.arange(len(inv_freq))
+    def __init__(self, text_config: Qwen3VLTextConfig) -> None:
+        rope = MRope(text_config, torch.device('cpu'))
+        self._inv_freq = torch.from_numpy(rope.inv_freq)                         # [D/2] float64
+        self._axis = torch.from_numpy(rope.axis)
+        self._column = torch.arange(len(self._inv_freq))
+        self._grow(4_096)
 
     def table(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """int64 [3, …] → cos, sin [..., D]."""
+        if positions.numel() and int(positions.max()) >= len(self._cos):
+            self._grow(2 * int(positions.max()))
         rows = positions[self._axis].movedim(0, -1)                              # [..., D/2]
         cos, sin = self._cos[rows, self._column], self._sin[rows, self._column]
         return torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
+
+    def _grow(self, limit: int) -> None:
+        angles = torch.arange(limit, dtype=torch.float64)[:, None] * self._inv_freq
+        self._cos, self._sin = angles.cos().float(), angles.sin().float()        # [limit, D/2]
 
 
 def collate(plans: Sequence[Plan], rotations: Rotations, *, min_pixels: int, max_pixels: int
@@ -254,7 +255,7 @@ def _pick(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def _softmax_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                        mask: torch.Tensor | None) -> torch.Tensor:
-    """Plain products: on the CPU their gradients are ten times as quick as flash attention's.
+    """Plain products: on the CPU their gradients are several times as quick as flash attention's.
 
     query [S, H, T, D], key and value [S, Hkv, K, D], mask bool [S, 1, T, K] → [S, H, T, D].
     """
@@ -288,7 +289,7 @@ AttentionMaskInterface.register(TEXT_NAME, lambda *_, **__: None)
 @contextlib.contextmanager
 def fused() -> Iterator[None]:
     """Norms, rotations and MLPs of the text model compiled, which needs a C++ compiler: a training
-    step on the CPU is then a fifth shorter, after a minute of compiling."""
+    step on the CPU is then a seventh shorter, after a minute of compiling."""
     global rotate
     plain = Qwen3VLTextRMSNorm.forward, Qwen3VLTextMLP.forward, rotate
     made = [torch.compile(function, dynamic=True) for function in plain]
@@ -315,8 +316,8 @@ def training_attention(model: Qwen3VLForConditionalGeneration) -> Iterator[None]
 
 
 class _FlatConvolution(torch.nn.Module):
-    """A convolution whose kernel is the whole input, as the product that it is: one 3D convolution
-    takes half of a training step on the CPU, the product nothing. Shares the weights."""
+    """A convolution whose kernel is the whole input, as the product that it is: the 3D convolution
+    took a fifth of a training step on the CPU. Shares the weights."""
 
     def __init__(self, convolution: torch.nn.Conv3d) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ SIZES_PX = (96, 144, 192, 192)
 class TabletopBatches:
     """Endless batches from the tabletop world. Training and held-out worlds share no seed."""
 
-    def __init__(self, model: VideoLanguageModel, config: EngineConfig, tokens: int = 8_000,
+    def __init__(self, model: VideoLanguageModel, config: EngineConfig, tokens: int,
                  seed: int = 0, notes: bool = True) -> None:
         """notes: False trains the ablation that reasons at length instead."""
         self._codec = model.codec

@@ -99,7 +99,7 @@ def train(options: TrainOptions) -> Path:
             save_adapters(model, options.model, place)
         else:
             # Half precision: what is published is what is evaluated.
-            save_checkpoint(model, place, model.settings, torch.float16)
+            save_checkpoint(model, place, torch.float16)
         done = options.stages[:options.stages.index(stage) + 1]
         write_card(place, model, name=options.out.name, command=_command(options),
                    seed=options.seed, hours=trainer.hours,
@@ -235,7 +235,8 @@ def register(commands: Any, add: Any) -> None:
     parser.add_argument('--steps', nargs='+', type=int, default=[], metavar='N',
                         help='steps of each stage')
     parser.add_argument('--rate', type=float, default=0.0, help='highest learning rate')
-    parser.add_argument('--tokens', type=int, default=6_000, help='tokens of a batch, about')
+    parser.add_argument('--tokens', type=int, default=TrainOptions.tokens,
+                        help='tokens of a batch, about')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--no-notes', action='store_true',
                         help='the ablation: no notes, long reasoning instead')

@@ -8,8 +8,8 @@ In: a model, stages (how many steps of which samples), a folder. Out, in that fo
 
 A checkpoint is written beside its place and renamed when it is whole; a run that was killed at any
 moment goes on from the last whole one, with the batches that it would have had. Batch k of a run
-depends on the seed and on k alone. Built on accelerate: `accelerate launch` on several GPUs or
-machines takes the same code, each process its own batches.
+depends on the seed and on k alone. Built on accelerate, each process with its own batches; more
+than one process has not been tried yet.
 
 It knows nothing of worlds: `Batches` gives it what to learn from.
 """
