@@ -31,8 +31,10 @@ def fails(capsys, *arguments):
 def test_all_right_meets_the_targets(plans, tmp_path, capsys):
     files = {'json_file': tmp_path / 'out.json', 'answers': tmp_path / 'answers.jsonl',
              'plots': tmp_path / 'plots', 'sheet': tmp_path / 'sheet.png'}
+    card = tmp_path / 'README.md'
+    card.write_text('# oracle\n')
     options = EvalOptions('oracle', SMALL, rows=('single', 'multi'))
-    assert run(options, lambda name: Oracle(plans), **files) == 0
+    assert run(options, lambda name: Oracle(plans), card=tmp_path, **files) == 0
     data = json.loads(files['json_file'].read_text())
     assert set(data) == {'benchmark', 'metrics', 'targets', 'machine', 'versions', 'commit'}
     metrics = data['metrics']
@@ -58,6 +60,12 @@ def test_all_right_meets_the_targets(plans, tmp_path, capsys):
     idle = sum(segment.note == 'nothing new' for segment in segments)
     assert metrics['notes_accuracy'] == pytest.approx(idle / len(segments))
     assert metrics['notes_events_accuracy'] == 0.0
+
+    told = card.read_text()
+    assert told.startswith('# oracle\n') and told.count('## Accuracy') == 1
+    assert f'| single | {metrics["single_n"]:.0f} | 100.0% |' in told
+    assert run(options, lambda name: Oracle(plans), card=tmp_path) == 0
+    assert card.read_text() == told                     # in the place of the one before
     assert metrics['notes_events_n'] == len(segments) - idle
 
     lines = [json.loads(line) for line in files['answers'].read_text().splitlines()]

@@ -66,6 +66,8 @@ def register(commands: Any, add: Any, parse_settings: Callable[[Sequence[str]], 
     parser.add_argument('--size', type=int, default=192, metavar='PX',
                         help='of the frames (default: %(default)s)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='all numbers')
+    parser.add_argument('--card', type=Path, metavar='DIR',
+                        help='a checkpoint whose README.md shall tell the accuracy')
     parser.add_argument('--answers', type=Path, metavar='FILE',
                         help='every question with its answer, one JSON object a line')
     parser.add_argument('--plots', type=Path, metavar='DIR', help='reliability.png, distance.png')
@@ -96,12 +98,16 @@ def _tabletop(arguments: argparse.Namespace) -> int:
         if not file.resolve().parent.is_dir():
             raise ConfigError(f'{file}: there is no folder {file.parent}; make it first')
 
+    if arguments.card is not None and not (arguments.card / 'README.md').is_file():
+        raise ConfigError(f'--card: there is no {arguments.card / "README.md"}; expected the '
+                          'folder of a checkpoint that `tww train` made')
+
     def load(name: str) -> StepModel:
         return load_model(name, quantization=arguments.quantization, device=arguments.device,
                           dtype=arguments.dtype)
 
     return run(options, load, json_file=arguments.json, answers=arguments.answers,
-               plots=arguments.plots, sheet=arguments.sheet)
+               plots=arguments.plots, sheet=arguments.sheet, card=arguments.card)
 
 
 def _stage_models(texts: Sequence[str]) -> dict[str, str]:
@@ -118,8 +124,9 @@ def _stage_models(texts: Sequence[str]) -> dict[str, str]:
 
 def run(options: EvalOptions, load: Callable[[str], StepModel], *, json_file: Path | None = None,
         answers: Path | None = None, plots: Path | None = None,
-        sheet: Path | None = None) -> int:
+        sheet: Path | None = None, card: Path | None = None) -> int:
     """Measure, print, write; 1 when a target is missed, else 0. `load` makes a model of a name."""
+    from tww_ros.evaluation.card import write_section
     from tww_ros.evaluation.measures import TARGETS, measure
     from tww_ros.evaluation.plots import draw_plots
     from tww_ros.evaluation.report import Report
@@ -130,7 +137,8 @@ def run(options: EvalOptions, load: Callable[[str], StepModel], *, json_file: Pa
     report = Report('tabletop')
     report.add('seed', options.protocol.seed)
     report.add('streams', options.protocol.streams)
-    _print_table(measure(evaluation, report))
+    table = measure(evaluation, report)
+    _print_table(table)
     _print_errors(evaluation)
     if answers is not None:
         _write_answers(evaluation, answers)
@@ -139,10 +147,19 @@ def run(options: EvalOptions, load: Callable[[str], StepModel], *, json_file: Pa
     if sheet is not None:
         row = evaluation.rows[0]
         draw_sheet(evaluation.outcomes(row, row.lot), evaluation.plans[row.watch]).save(sheet)
+    if card is not None:
+        write_section(card, report, table, _command(options))
     endings = ('tokens_per_answer', 'ece_10', 'ece_15', '_minus_single', '_single_low',
                '_single_high', '_failed')
     return report.finish(json_file, {name for name in report.metrics
                                      if name in TARGETS or name.endswith(endings)})
+
+
+def _command(options: EvalOptions) -> str:
+    asked = options.protocol
+    rows = ' '.join(options.rows)
+    return (f'tww eval tabletop --seed {asked.seed} --questions {asked.questions} --streams '
+            f'{asked.streams} --segments {asked.segments} --rows {rows}')
 
 
 def _print_table(table: list[tuple[str, Share]]) -> None:
