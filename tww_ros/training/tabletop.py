@@ -35,6 +35,7 @@ class Recipe:
     moments: how often questions are asked; rounds: how many each time. single: every question in a
     session of its own; otherwise there are at most `sessions`. video: 'all', 'none' (the texts
     are the same), or 'near' for the last segments before questions and around some events.
+    late_share: how many streams begin at some moment of a day instead of at its start.
     notes: False leaves them out, and answers reason through every event instead (the ablation).
     """
 
@@ -49,20 +50,22 @@ class Recipe:
     furnished_share: float = 0.2
     most_furniture: int = 4
     rest_s: float = 1.4
-    late: bool = False
+    late_share: float = 0.3
     notes: bool = True
     sessions: int = 2
 
 
 PERCEPTION = Recipe('perception', (1, 1), (1.0, 1.0), (0, 0), (0, 0), True)
 EVENTS = Recipe('events', (2, 5), (0.0, 0.5), (1, 1), (0, 0), True, idle_share=0.0,
-                furnished_share=0.9, most_furniture=6, late=True)
+                furnished_share=0.9, most_furniture=6, late_share=1.0)
 SINGLE = Recipe('single', (6, 32), (0.5, 4.0), (2, 4), (4, 8), True)
 MULTI = Recipe('multi', (10, 40), (0.5, 4.0), (3, 6), (2, 5), False)
 LONG = Recipe('long', (60, 160), (1.0, 5.0), (2, 5), (4, 8), False, video='near')
 LONG_SINGLE = Recipe('long-single', (60, 160), (1.0, 5.0), (2, 4), (5, 10), True, video='near')
 # Segments before a question (and before a note) whose video is kept with video='near'.
 NEAR = 9
+# Timestamps of one to five digits.
+CLOCKS_S = (10.0, 100.0, 1_000.0, 10_000.0, 90_000.0)
 READ_BEFORE = 3
 
 
@@ -89,8 +92,9 @@ def stream(episode: Episode, rng: random.Random, recipe: Recipe, count: int,
     cuts, rounds = [], []
     subjects: dict[str, TableQuestion] = {}
     at_s = rng.uniform(0.0, 0.6)
-    clock_s = rng.choice((rng.uniform(0, 10), rng.uniform(0, 100), rng.uniform(0, 1_000))
-                         ) if recipe.late else 0.0
+    clock_s = 0.0
+    if rng.random() < recipe.late_share:
+        clock_s = rng.uniform(0.0, rng.choice(CLOCKS_S))
     for number in range(count):
         asked = number in wanted
         frames = 1 if asked and rng.random() < 0.35 else 2
