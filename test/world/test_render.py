@@ -165,9 +165,10 @@ def test_no_hand_is_seen_outside_an_event(seed):
             state = episode.state_at(t_s)
             assert np.array_equal(renderer.frame(t_s), at_rest(seed, state, t_s, 96))
         before, after = episode.states[event.number], episode.states[event.number + 1]
-        first_s, last_s = event.start_s + 1e-3, event.end_s - 1e-3
+        first_s, last_s = event.start_s + 1e-3, event.end_s - 0.03
         assert np.array_equal(renderer.frame(first_s), at_rest(seed, before, first_s, 96))
-        assert np.array_equal(renderer.frame(last_s), at_rest(seed, after, last_s, 96))
+        # Until it is over something of the hand, or of what it holds, can be seen.
+        assert not np.array_equal(renderer.frame(last_s), at_rest(seed, after, last_s, 96))
 
 
 @pytest.mark.parametrize('kind', KINDS)

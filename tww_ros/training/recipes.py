@@ -22,11 +22,12 @@ from tww_ros.world.table import TEST_SEEDS, TRAIN_SEEDS
 MIXTURES: dict[str, dict[Recipe, float]] = {
     'perception': {tabletop.PERCEPTION: 1.0},
     'events': {tabletop.PERCEPTION: 0.3, tabletop.EVENTS: 0.7},
-    'single': {tabletop.PERCEPTION: 0.25, tabletop.SINGLE: 0.6, tabletop.LONG_SINGLE: 0.15},
-    'multi': {tabletop.PERCEPTION: 0.1, tabletop.SINGLE: 0.2, tabletop.MULTI: 0.6,
+    'single': {tabletop.PERCEPTION: 0.1, tabletop.EVENTS: 0.4, tabletop.SINGLE: 0.4,
+               tabletop.LONG_SINGLE: 0.1},
+    'multi': {tabletop.EVENTS: 0.3, tabletop.SINGLE: 0.15, tabletop.MULTI: 0.45,
               tabletop.LONG_SINGLE: 0.1},
-    'long': {tabletop.SINGLE: 0.1, tabletop.MULTI: 0.3, tabletop.LONG_SINGLE: 0.2,
-             tabletop.LONG: 0.4},
+    'long': {tabletop.EVENTS: 0.2, tabletop.SINGLE: 0.1, tabletop.MULTI: 0.25,
+             tabletop.LONG_SINGLE: 0.15, tabletop.LONG: 0.3},
 }
 # Pictures are drawn larger than the model sees them, as a camera's are.
 SIZES_PX = (96, 144, 192, 192)

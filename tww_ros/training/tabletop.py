@@ -50,6 +50,7 @@ class Recipe:
     furnished_share: float = 0.2
     most_furniture: int = 4
     rest_s: float = 1.4
+    swap_weight: float = 1.0
     late_share: float = 0.3
     notes: bool = True
     sessions: int = 2
@@ -57,7 +58,7 @@ class Recipe:
 
 PERCEPTION = Recipe('perception', (1, 1), (1.0, 1.0), (0, 0), (0, 0), True)
 EVENTS = Recipe('events', (2, 5), (0.0, 0.5), (1, 1), (0, 0), True, idle_share=0.0,
-                furnished_share=0.9, most_furniture=6, late_share=1.0)
+                furnished_share=0.9, most_furniture=6, late_share=1.0, swap_weight=3.0)
 SINGLE = Recipe('single', (6, 32), (0.5, 4.0), (2, 4), (4, 8), True)
 MULTI = Recipe('multi', (10, 40), (0.5, 4.0), (3, 6), (2, 5), False)
 LONG = Recipe('long', (60, 160), (1.0, 5.0), (2, 5), (4, 8), False, video='near')
@@ -77,7 +78,7 @@ def sample(seed: int, recipe: Recipe, size_px: int = 96) -> Sample:
     count = rng.randint(*recipe.segments)
     pace = Pace(rest_s=recipe.rest_s, gap_s=max(0.01, rng.uniform(*recipe.gap_s)),
                 idle_share=recipe.idle_share, furnished_share=recipe.furnished_share,
-                most_furniture=recipe.most_furniture)
+                most_furniture=recipe.most_furniture, swap_weight=recipe.swap_weight)
     episode = simulate(seed, count * 2 * FRAME_S + 4.0, pace)
     return stream(episode, rng, recipe, count, size_px)
 

@@ -28,8 +28,11 @@ THING_RADIUS = 0.125
 COVER_RADIUS = 0.152
 # Half the width of a hand with its thumb; the arm behind it is slimmer.
 ARM_RADIUS = 0.105
-# A hand starts and ends so far outside that neither it nor a cover in it shows.
+# A hand starts so far outside that neither it nor a cover in it shows.
 _OUTSIDE = 0.25
+# Where a visit ends, beyond the picture's edge: while something of the hand, or of what it holds,
+# still shows, so that it can be seen whether it is over.
+_LEAVES_EMPTY, _LEAVES_WITH_THING, _LEAVES_WITH_COVER = -0.08, 0.04, 0.08
 # Shoulders, so far from the picture that an arm hardly turns.
 _SHOULDER = 1.1
 # Two things that change places pass each other at twice this distance.
@@ -76,6 +79,7 @@ class _Visit:
     """What one hand does in an event: its way in, its places, its way out."""
 
     outside_xy: XY
+    leaves_xy: XY
     shoulder_xy: XY
     stops: tuple[int, ...]
     holds: Thing | Cover
@@ -117,7 +121,8 @@ def _visits(seed: int, event: Event) -> tuple[_Visit, ...]:
     if event.kind == 'swap':
         return (_visit(rng, sides[0], places, holds, _SWAP_BOW),
                 _visit(rng, sides[1], places[::-1], event.other, _SWAP_BOW))
-    return (_visit(rng, sides[0], places, holds, rng.uniform(-0.06, 0.06)),)
+    leaves_with = holds if event.kind in ('take', 'uncover') else None
+    return (_visit(rng, sides[0], places, holds, rng.uniform(-0.06, 0.06), leaves_with),)
 
 
 def _sides(rng: random.Random, places: tuple[int, ...]) -> list[str]:
@@ -134,16 +139,18 @@ def _sides(rng: random.Random, places: tuple[int, ...]) -> list[str]:
 
 
 def _visit(rng: random.Random, side: str, stops: tuple[int, ...], holds: Thing | Cover,
-           bow: float) -> _Visit:
+           bow: float, leaves_with: Thing | Cover | None = None) -> _Visit:
     x, y = (sum(PLACE_XY[place][axis] for place in stops) / len(stops) for axis in range(2))
     is_left = rng.random() < 0.5 if side == 'front' else side == 'left'
+    beyond = (_LEAVES_EMPTY if leaves_with is None else
+              _LEAVES_WITH_COVER if isinstance(leaves_with, Cover) else _LEAVES_WITH_THING)
     if side == 'front':
         x += rng.uniform(-0.12, 0.12)
-        return _Visit((x, 1 + _OUTSIDE), (x + rng.uniform(-0.2, 0.2), 1 + _SHOULDER), stops, holds,
+        return _Visit((x, 1 + _OUTSIDE), (x, 1 + beyond), (x + rng.uniform(-0.2, 0.2), 1 + _SHOULDER), stops, holds,
                       bow, is_left)
     edge, out = (0.0, -1) if side == 'left' else (1.0, 1)
     y += rng.uniform(0.0, 0.15)
-    return _Visit((edge + out * _OUTSIDE, y), (edge + out * _SHOULDER, y + rng.uniform(0.0, 0.3)),
+    return _Visit((edge + out * _OUTSIDE, y), (edge + out * beyond, y), (edge + out * _SHOULDER, y + rng.uniform(0.0, 0.3)),
                   stops, holds, bow, is_left)
 
 
@@ -158,7 +165,7 @@ def _hand(visit: _Visit, kind: str, phase: float) -> Hand:
         if phase < goes:
             xy = _between(visit.outside_xy, first, _arrival(comes, stays, phase))
         else:
-            xy = _between(visit.outside_xy, first, _arrival(gone, goes, phase))
+            xy = _between(visit.leaves_xy, first, _arrival(gone, goes, phase))
     else:
         comes, stays, carries, arrives, goes, gone = _CARRY
         grasp, release = (stays + carries) / 2, (arrives + goes) / 2
@@ -169,7 +176,7 @@ def _hand(visit: _Visit, kind: str, phase: float) -> Hand:
         elif phase < goes:
             xy = _between(first, last, _ease(carries, arrives, phase), visit.bow)
         else:
-            xy = _between(visit.outside_xy, last, _arrival(gone, goes, phase))
+            xy = _between(visit.leaves_xy, last, _arrival(gone, goes, phase))
     lift = _ease(0.0, 1.0, lift) if holding else 0.0
     return Hand(xy, visit.shoulder_xy, visit.holds if holding else None, lift, visit.is_left)
 

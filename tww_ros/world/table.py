@@ -124,6 +124,8 @@ class Pace:
     # Things that stand on the table before the first frame: chance, and at most how many.
     furnished_share: float = 0.2
     most_furniture: int = 4
+    # How often two things change places, against 2 for a move.
+    swap_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def _next_event(rng: random.Random, pace: Pace, state: TableState, number: int,
         'put': 0.0 if len(state.present) >= pace.most_things else
         4.0 if len(state.present) < 3 else 2.0,
         'move': 2.0 if state.open else 0.0,
-        'swap': 1.0 if len(state.open) >= 2 else 0.0,
+        'swap': pace.swap_weight if len(state.open) >= 2 else 0.0,
         'cover': 0.8 if state.open and len(state.covered) < pace.most_covers else 0.0,
         'uncover': 0.8 if state.covered else 0.0,
         'take': 1.5 if len(state.open) >= 2 else 0.0,
