@@ -22,8 +22,8 @@ from tww_ros.world.table import TEST_SEEDS, TRAIN_SEEDS
 MIXTURES: dict[str, dict[Recipe, float]] = {
     'perception': {tabletop.PERCEPTION: 1.0},
     'events': {tabletop.PERCEPTION: 0.3, tabletop.EVENTS: 0.7},
-    'single': {tabletop.PERCEPTION: 0.1, tabletop.EVENTS: 0.4, tabletop.SINGLE: 0.4,
-               tabletop.LONG_SINGLE: 0.1},
+    'single': {tabletop.PERCEPTION: 0.1, tabletop.EVENTS: 0.4, tabletop.SINGLE: 0.47,
+               tabletop.LONG_SINGLE: 0.03},
     'multi': {tabletop.EVENTS: 0.3, tabletop.SINGLE: 0.15, tabletop.MULTI: 0.45,
               tabletop.LONG_SINGLE: 0.1},
     'long': {tabletop.EVENTS: 0.2, tabletop.SINGLE: 0.1, tabletop.MULTI: 0.25,
