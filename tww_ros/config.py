@@ -67,6 +67,12 @@ class WatchConfig(_Checked):
         2.0, 'frames per second taken from each camera; the rest is skipped', low=0.05, high=60.0)
     segment_s: float = setting(
         4.0, 'a segment is closed when it spans this many seconds', low=0.1, high=600.0)
+    segment_by: str = setting(
+        'time', 'scene: a segment is also closed when the picture changes much against what it '
+                'holds; segment_s is then the longest', choices=('time', 'scene'))
+    segment_min_s: float = setting(
+        2.0, 'with segment_by scene: the picture closes no segment before it spans this many '
+             'seconds', low=0.0, high=600.0)
     queue_frames: int = setting(
         64, 'frames waiting for the watcher; when full the oldest is dropped', low=1, high=10_000)
     min_pixels: int = setting(
@@ -85,6 +91,20 @@ class WatchConfig(_Checked):
         2.0, 'an open segment is closed when its camera is silent for this long (wall time; not '
              'in deterministic mode)',
         low=0.1, high=3_600.0)
+    drop_threshold: float = setting(
+        0.0, 'a vision token is dropped when its part of the picture differs by less than this '
+             'from the last one kept there, as a share of black to white; 0 = keep all, 0.08 for '
+             'cameras that stand still',
+        low=0.0, high=1.0)
+    drop_refresh_s: float = setting(
+        60.0, 'each place of the picture is kept at least this often, however little it changes',
+        low=0.0, high=86_400.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.segment_by == 'scene' and self.segment_min_s > self.segment_s:
+            raise ConfigError(f'segment_min_s: expected at most segment_s ({self.segment_s:g}), '
+                              f'got {self.segment_min_s:g}; lower it or raise segment_s')
 
 
 @dataclass(frozen=True)

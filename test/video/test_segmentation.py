@@ -21,6 +21,7 @@ from tww_ros.video.segmentation import (
 MS = 1_000_000
 SMALL = np.zeros((2, 2, 3), np.uint8)
 WIDE = np.zeros((2, 4, 3), np.uint8)
+HALF = np.array([[[0] * 3, [250] * 3]] * 2, np.uint8)                         # [2, 2, 3]
 
 
 def frame(ms, camera='front', image=SMALL):
@@ -147,15 +148,18 @@ def test_intake_closes_every_camera_on_a_new_epoch_and_restarts_the_sampler():
 
 steps = st.tuples(st.sampled_from(['a', 'b', 'c']),
                   st.integers(-3_000, 3_000),                              # step of the stamp, ms
-                  st.sampled_from([SMALL, SMALL, SMALL, WIDE]),
+                  st.sampled_from([SMALL, SMALL, HALF, WIDE]),
                   st.sampled_from(['', '', '', '', 'question', 'idle', 'flush']))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=120), st.floats(0.1, 5.0), st.integers(1, 3),
-       st.sampled_from([0.5, 2.0, 60.0]))
-def test_every_watched_frame_is_in_one_patch_of_one_segment(moves, segment_s, patch_frames, fps):
-    intake = FrameIntake(WatchConfig(sample_fps=fps, segment_s=segment_s), patch_frames)
+       st.sampled_from([0.5, 2.0, 60.0]), st.sampled_from(['time', 'scene']))
+def test_every_watched_frame_is_in_one_patch_of_one_segment(moves, segment_s, patch_frames, fps,
+                                                            segment_by):
+    config = WatchConfig(sample_fps=fps, segment_s=segment_s, segment_by=segment_by,
+                         segment_min_s=segment_s / 2)
+    intake = FrameIntake(config, patch_frames)
     now = {'a': 10**7, 'b': 10**7, 'c': 10**7}
     sent, events = [], []
     for camera, step, image, closing in moves:
@@ -181,6 +185,7 @@ def test_every_watched_frame_is_in_one_patch_of_one_segment(moves, segment_s, pa
             assert open_of.pop(key.camera) == key
     assert set(segments) == set(closed)
 
+    assert segment_by == 'scene' or 'scene' not in closed.values()
     for key, patches in segments.items():
         frames = [f for patch in patches for f in patch.frames]
         stamps = [f.stamp_ns for f in frames]

@@ -11,8 +11,10 @@ module computes no pixels, holds no thread and reads no clock.
                                      patch     patch     patch     patch of one frame
 
 A segment is closed *before* the frame that would make it span `segment_s`, so that no segment is
-ever longer, whatever the gap. The model reads temporal patches of two frames; an odd last frame
-becomes a patch of one and the pixels repeat it, as the stock processor does.
+ever longer, whatever the gap. With `segment_by: scene` it is also closed before a frame that shows
+much else than the segment so far (`video.scene`), once it spans `segment_min_s`. The model reads
+temporal patches of two frames; an odd last frame becomes a patch of one and the pixels repeat it,
+as the stock processor does.
 
 Epochs: header stamps go back when a bag loops or a simulation restarts. Going back by at most
 `back_jump_s` is disorder (the frame is rejected); by more, a new epoch for all cameras.
@@ -26,8 +28,9 @@ from typing import NamedTuple
 from tww_ros.config import WatchConfig
 from tww_ros.types import NS_PER_S, Frame
 from tww_ros.video.sampling import FrameSampler
+from tww_ros.video.scene import SceneCut
 
-CLOSED_BY = ('time', 'question', 'resolution', 'epoch', 'idle', 'flush')
+CLOSED_BY = ('time', 'scene', 'question', 'resolution', 'epoch', 'idle', 'flush')
 TEMPORAL_PATCH_SIZE = 2
 
 
@@ -83,14 +86,20 @@ class OpenSegment:
 
 
 class Segmenter:
-    """Cuts the frames of one camera into segments and patches; stamps advance within an epoch."""
+    """Cuts the frames of one camera into segments and patches; stamps advance within an epoch.
+
+    segment_min_s: cut at scene changes too, but no segment shorter than this; None = only by time.
+    """
 
     def __init__(self, camera: str, segment_s: float,
-                 temporal_patch_size: int = TEMPORAL_PATCH_SIZE) -> None:
+                 temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
+                 segment_min_s: float | None = None) -> None:
         self.camera = camera
         self.open: OpenSegment | None = None
         self._segment_ns = round(segment_s * NS_PER_S)
         self._patch_frames = temporal_patch_size
+        self._scene = None if segment_min_s is None else SceneCut()
+        self._segment_min_ns = round((segment_min_s or 0.0) * NS_PER_S)
         self._count = 0
 
     def add(self, frame: Frame, epoch: int = 0) -> list[Event]:
@@ -100,6 +109,8 @@ class Segmenter:
             key = SegmentKey(self.camera, epoch, self._count)
             self.open = OpenSegment(key, frame.stamp_ns, frame.stamp_ns, frame.image.shape)
             self._count += 1
+            if self._scene is not None:
+                self._scene.begin()
         segment = self.open
         segment.end_ns = frame.stamp_ns
         segment.frames += 1
@@ -119,6 +130,8 @@ class Segmenter:
         return [*events, SegmentClosed(segment.key, closed_by)]
 
     def _must_close(self, frame: Frame, epoch: int) -> str:
+        # Every frame is looked at, whether a cut would be allowed or not.
+        other_scene = self._scene is not None and self._scene.sees(frame.image)
         segment = self.open
         if segment is None:
             return ''
@@ -126,7 +139,10 @@ class Segmenter:
             return 'epoch'
         if frame.image.shape != segment.shape:
             return 'resolution'
-        return 'time' if frame.stamp_ns - segment.start_ns >= self._segment_ns else ''
+        span_ns = frame.stamp_ns - segment.start_ns
+        if span_ns >= self._segment_ns:
+            return 'time'
+        return 'scene' if other_scene and span_ns >= self._segment_min_ns else ''
 
     @staticmethod
     def _take_patch(segment: OpenSegment) -> PatchReady:
@@ -212,8 +228,9 @@ class FrameIntake:
                 sampler.reset()
         if frame.camera not in self.segmenters:
             self._samplers[frame.camera] = FrameSampler(self._config.sample_fps)
-            self.segmenters[frame.camera] = Segmenter(frame.camera, self._config.segment_s,
-                                                      self._patch_frames)
+            self.segmenters[frame.camera] = Segmenter(
+                frame.camera, self._config.segment_s, self._patch_frames,
+                self._config.segment_min_s if self._config.segment_by == 'scene' else None)
         if not self._samplers[frame.camera].accept(frame.stamp_ns):
             return Intake('skipped', events)
         events += self.segmenters[frame.camera].add(frame, self.clock.epoch)
