@@ -29,8 +29,8 @@ neighbourhood holds now. A cell differs when `LEAST_BLOCKS` of its 64 do:
 Means over blocks forget the sensor's noise; the neighbourhood forgives a mounted camera that
 shakes; counting blocks instead of averaging the cell sees small things. Before all that a cell's
 mean difference is taken off, up to half the threshold: the light may change by so much. Cosines
-of the vision tower's features were worse: at 85 % dropped on the tabletop they kept half of the
-changes, this 99 %.
+of vision features (tried with the embedded model's tower) lose small and pale things long before
+they drop as much.
 
 Letters: h, w = rows and columns of cells; B = blocks along a cell; K = 3 colours of each frame.
 """
