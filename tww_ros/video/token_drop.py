@@ -20,17 +20,17 @@ of what its neighbourhood of 3 × 3 blocks held before, or its old value outside
 neighbourhood holds now. A cell differs when `LEAST_BLOCKS` of its 64 do:
 
     last kept     now           block by block          with the neighbourhood
-    . . . # #     . . # # #     three differ            none: the camera shook by 4 px
+    . . . # #     . . # # #     two differ              none: the camera shook by 4 px
     . . . # #     . . # # #
-    . . . # #     . . # # #
+
     . . . . .     . . # # .     four differ             four: something was put down
-    . . . . .     . . # # .     (and back: taken)
+    . . . . .     . . # # .     (and back)              (and back: taken)
 
 Means over blocks forget the sensor's noise; the neighbourhood forgives a mounted camera that
 shakes; counting blocks instead of averaging the cell sees small things. Before all that a cell's
 mean difference is taken off, up to half the threshold: the light may change by so much. Cosines
-of vision features (tried with the embedded model's tower) lose small and pale things long before
-they drop as much.
+of vision features (tried with the embedded model's tower) lose many changes before they drop as
+much.
 
 Letters: h, w = rows and columns of cells; B = blocks along a cell; K = 3 colours of each frame.
 """
