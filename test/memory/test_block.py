@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 from tww_ros.memory.block import BlockShape, KVBlock
 
@@ -96,6 +97,58 @@ def test_a_slice_is_the_storage_itself():
     block, *_ = filled([5])
     part = block.keys[1, :, :3]
     assert part.untyped_storage().data_ptr() == block.keys.untyped_storage().data_ptr()
+
+
+def test_layers_are_read_as_slices_of_the_storage():
+    block, keys, values = filled([3, 4])
+    for layer in range(LAYERS):
+        for length in (1, 5, 7):
+            for part, whole, held in (
+                    (block.layer_keys(layer, length), keys, block.keys),
+                    (block.layer_values(layer, length), values, block.values)):
+                assert torch.equal(part, whole[layer, :, :length])
+                assert part.untyped_storage().data_ptr() == held.untyped_storage().data_ptr()
+
+
+@settings(max_examples=30, deadline=None)
+@given(mask=st.lists(st.booleans(), min_size=1, max_size=30), start=st.integers(0, 10 ** 9))
+def test_keeps_tokens_at_their_positions(mask, start):
+    block, keys, values = filled([len(mask)], start=start, capacity=40)
+    kept = block.keep(torch.tensor(mask))
+    chosen = [place for place, wanted in enumerate(mask) if wanted]
+    assert (kept.length, kept.capacity) == (len(chosen), len(chosen))
+    assert (kept.start, kept.end, kept.extent) == (start, start + len(mask), len(mask))
+    assert kept.nbytes == len(chosen) * TOKEN_BYTES
+    assert torch.equal(kept.keys, keys[:, :, chosen])
+    assert torch.equal(kept.values, values[:, :, chosen])
+    assert torch.equal(block.keys[:, :, :block.length], keys)
+    assert block.length == len(mask)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_goes_through_safetensors(dtype):
+    shape = BlockShape(LAYERS, HEADS, SIZE, dtype, torch.device('cpu'))
+    block, (keys, values) = KVBlock(shape, start=7, capacity=9), torch.randn(
+        2, LAYERS, HEADS, 5, SIZE).to(dtype)
+    append(block, keys, values, 0, 5)
+    state = load(save(block.state()))
+    assert {name: (part.dtype, tuple(part.shape)) for name, part in state.items()} == {
+        'keys': (dtype, (LAYERS, HEADS, 5, SIZE)), 'values': (dtype, (LAYERS, HEADS, 5, SIZE))}
+    back = KVBlock.from_state(shape, block.start, block.end, state)
+    assert (back.start, back.end, back.length, back.capacity) == (7, 12, 5, 5)
+    assert torch.equal(back.keys, keys) and torch.equal(back.values, values)
+    more = torch.ones(LAYERS, HEADS, 6, SIZE, dtype=dtype)
+    append(back, more, more, 5, 6)
+    assert back.length == 6 and torch.equal(back.keys[:, :, :5], keys)
+
+
+def test_moves_to_another_device_without_spare_room():
+    block, *_ = filled([5], capacity=20, start=3)
+    assert block.to('cpu') is block
+    moved = block.to('meta')
+    assert moved.shape.device == moved.keys.device == moved.values.device == torch.device('meta')
+    assert (moved.length, moved.capacity, moved.start, moved.end) == (5, 5, 3, 8)
+    assert block.shape.device == torch.device('cpu')
 
 
 def test_written_tokens_count_only_when_committed():

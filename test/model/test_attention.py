@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tww_ros import load_model
 from tww_ros.memory.block import BlockShape, KVBlock
+from tww_ros.memory.quantization import BITS, QuantizedBlock, QuantScheme, quantize
+from tww_ros.memory.view import Entry, lay_out
 from tww_ros.model.attention import (
     BACKENDS,
     SpanPlan,
@@ -20,6 +26,7 @@ from tww_ros.model.attention import (
     choose_backend,
     packed_attention,
 )
+from tww_ros.model.run import Span, TokenRun
 
 CPU = torch.device('cpu')
 LAYER = 1
@@ -40,11 +47,12 @@ def table(positions, size, dtype):
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-def make_span(rng, shape, heads, parts, old, new):
+def make_span(rng, shape, heads, parts, old, new, bits=()):
     """Inputs of one span, its plan, and what attention must give: [new, heads, D], mass per part.
 
     parts: (tokens, tokens that the view may see, shift); old, new: own tokens before and in this
-    step. Stored positions are random; a part stands at stored position + shift.
+    step; bits: of the parts that are quantized, 0 = not. Stored positions are random; a part
+    stands at stored position + shift.
     """
     def noise(*size):
         return torch.from_numpy(rng.standard_normal(size)).to(shape.dtype)
@@ -53,18 +61,22 @@ def make_span(rng, shape, heads, parts, old, new):
         keys, values = noise(shape.kv_heads, count, shape.head_dim), noise(
             shape.kv_heads, count, shape.head_dim)
         block.reserve(count)
-        block.write(LAYER, turned(keys, at).to(shape.dtype), values)
+        for layer in range(shape.layers):
+            block.write(layer, turned(keys, at).to(shape.dtype), values)
         block.commit(count, 0)
         return turned(keys, at), values.double()
 
     own_at = rng.integers(50, 90, old + new).tolist()
     turns, seen_keys, seen_values, lengths, last_shift = [], [], [], [], None
-    for tokens, seen, shift in parts:
+    for number, (tokens, seen, shift) in enumerate(parts):
         block = KVBlock(shape)
         stored_at = rng.integers(0, 50, tokens).tolist()
         _, values = fill(block, tokens, stored_at)
+        if any(bits[number:number + 1]):
+            block = quantize(block, QuantScheme(bits[number]))
+            values = block.layer_values(LAYER, tokens).double()
         # The same keys where this view sees them, turned once more by the shift.
-        seen_keys.append(turned(block.keys[LAYER, :, :seen], [shift] * seen))
+        seen_keys.append(turned(block.layer_keys(LAYER, seen), [shift] * seen))
         seen_values.append(values[:, :seen])
         if shift != last_shift:
             turns.append(Turn(table([p - shift for p in own_at[old:]], shape.head_dim,
@@ -134,6 +146,72 @@ def test_agrees_with_a_float64_softmax(backend, spans, kv_heads, group, size, se
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
+@settings(max_examples=25, deadline=None)
+@given(parts=PARTS, bits=st.lists(st.sampled_from([0, *BITS]), min_size=5, max_size=5),
+       new=st.integers(1, 9), kv_heads=st.integers(1, 3), group=st.integers(1, 4),
+       size=st.sampled_from([8, 32, 40]), seed=st.integers(0, 999))
+def test_views_may_mix_full_and_quantized_parts(backend, parts, bits, new, kv_heads, group, size,
+                                                seed):
+    """Expected: float64 attention over what each part says it holds."""
+    shape = BlockShape(2, kv_heads, size, torch.float32, CPU)
+    made = [make_span(np.random.default_rng(seed), shape, kv_heads * group, parts, 3, new, bits)]
+    output, = attend(backend, made)
+    _, plan, expected, share = made[0]
+    assert (output - expected).abs().max() < 1e-5
+    assert plan.mass.tolist() == pytest.approx(share, abs=1e-5)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, those of `known` left out; `peak`: the most."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.peak = self._now = 0
+        self._known = {part.untyped_storage().data_ptr() for part in known}
+        self._views = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                address, size = storage.data_ptr(), storage.nbytes()
+                if address not in self._known:
+                    self._views[address] += 1
+                    self._now += size if self._views[address] == 1 else 0
+                    weakref.finalize(tensor, self._forget, address, size)
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def _forget(self, address, size):
+        self._views[address] -= 1
+        self._now -= 0 if self._views[address] else size
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('bits', BITS)
+def test_one_part_at_a_time_is_dequantized(backend, bits):
+    """Memory of a call does not grow with the quantized parts in view, but for their scores."""
+    tokens, shape = 64, BlockShape(2, 2, 128, torch.float32, CPU)
+    part_bytes = 2 * tokens * 128 * 4
+    peaks = {}
+    for count in (1, 4, 16):
+        made = make_span(np.random.default_rng(0), shape, 2, [(tokens, tokens, 1)] * count, 2, 1,
+                         [bits] * count)
+        plan = made[1]
+        held = [part for turn in plan.turns for block, _ in turn.blocks
+                for part in block.state().values()]
+        attend(backend, [made])
+        plan.mass.zero_()
+        with LiveBytes([*made[0], *held, *(plan.block.keys, plan.block.values)]) as live:
+            attend(backend, [made])
+        peaks[count] = live.peak
+    assert peaks[1] > part_bytes
+    assert peaks[16] - peaks[4] < part_bytes / 2
+    assert peaks[4] - peaks[1] < 2 * part_bytes
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
 def test_bfloat16_is_as_good_as_its_inputs(backend):
     rng = np.random.default_rng(0)
     shape = BlockShape(3, 2, 32, torch.bfloat16, CPU)
@@ -181,3 +259,23 @@ def test_the_model_outside_a_step_says_what_to_do():
         assert hf(input_ids=ids).logits.shape == (1, 3, 320)
     with pytest.raises(RuntimeError, match='outside a packed step'):
         loaded.hf(input_ids=ids)
+
+
+def test_a_model_reads_quantized_segments():
+    """The same logits as over a block with the numbers that the quantized one says it holds."""
+    loaded = load_model('tiny-random')
+    segment = loaded.new_block(capacity=30)
+    loaded.step([Span(segment, lay_out([], 'continuous'), TokenRun.text(range(30), 0))])
+    small = quantize(segment, QuantScheme(3))
+    shape = loaded.block_shape
+    twin = KVBlock.from_state(shape, small.start, small.end, {
+        'keys': torch.stack([small.layer_keys(layer, 30) for layer in range(shape.layers)]),
+        'values': torch.stack([small.layer_values(layer, 30) for layer in range(shape.layers)])})
+    logits = []
+    for block in (small, twin, segment):
+        view = lay_out([Entry(block, 'source', 0)], 'continuous')
+        own = loaded.new_block(view.next_source)
+        logits += loaded.step([Span(own, view, TokenRun.text([5, 6, 7], own.start), 'all')])
+    assert isinstance(small, QuantizedBlock)
+    assert (logits[0] - logits[1]).abs().max() < 1e-4
+    assert (logits[1] - logits[2]).abs().max() > 1e-3

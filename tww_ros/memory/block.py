@@ -4,12 +4,13 @@
 
 In: rotated keys and values, appended token by token or chunk by chunk. Out: slices of the same
 storage, never a copy. A block only grows at its end and is written by one thread, the reasoner.
+Who attends reads it with `layer_keys` and `layer_values`, as it reads a `QuantizedBlock`.
 
 Positions: token i was rotated at its stored position when it was written. The block occupies
 stored positions `start` to `end` (exclusive) on every axis; whoever attends to it elsewhere shifts
 the query (see `memory.view`), so stored keys are never touched again. `end - start` is the block's
 extent; because a temporal patch of h × w tokens advances positions by max(h, w) only, the extent
-is smaller than the length.
+is smaller than the length, and dropping tokens makes the length smaller and leaves the extent.
 
 Why not one growing cache for everything: dropping, moving or quantizing a segment must not move
 another.
@@ -17,7 +18,8 @@ another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -84,6 +86,14 @@ class KVBlock:
         self.length += tokens
         self.end = end
 
+    def layer_keys(self, layer: int, length: int) -> torch.Tensor:
+        """Keys of the first `length` tokens of one layer, [H, length, D]: a slice, no copy."""
+        return self.keys[layer, :, :length]
+
+    def layer_values(self, layer: int, length: int) -> torch.Tensor:
+        """Values of the first `length` tokens of one layer, [H, length, D]: a slice, no copy."""
+        return self.values[layer, :, :length]
+
     def seal(self) -> None:
         """Give back spare capacity; the block will not grow soon."""
         if self.capacity > self.length:
@@ -91,6 +101,45 @@ class KVBlock:
             keys[:] = self.keys[:, :, :self.length]
             values[:] = self.values[:, :, :self.length]
             self.keys, self.values = keys, values
+
+    def keep(self, mask: torch.Tensor) -> KVBlock:
+        """A sealed copy with only the tokens where `mask` (bool [length]) is true.
+
+        It occupies the same positions, so nothing else in a view moves.
+        """
+        mask = mask.to(self.shape.device)
+        return self._copy(self.shape, self.keys[:, :, :self.length][:, :, mask],
+                          self.values[:, :, :self.length][:, :, mask])
+
+    def to(self, device: torch.device | str) -> KVBlock:
+        """The block on `device`: itself when it is there already, else a sealed copy."""
+        device = torch.device(device)
+        if self.keys.device == device:
+            return self
+        return self._copy(replace(self.shape, device=device), self.keys[:, :, :self.length],
+                          self.values[:, :, :self.length])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Contiguous tensors for safetensors: keys and values [L, H, length, D]."""
+        return {'keys': self.keys[:, :, :self.length].contiguous(),
+                'values': self.values[:, :, :self.length].contiguous()}
+
+    @classmethod
+    def from_state(cls, shape: BlockShape, start: int, end: int,
+                   state: Mapping[str, torch.Tensor]) -> KVBlock:
+        """The block that `state()` came from, sealed; dtype and device as `shape` says."""
+        block = cls(shape, start=start)
+        block.keys, block.values = (state[name].to(shape.device, shape.dtype)
+                                    for name in ('keys', 'values'))
+        block.commit(block.capacity, end)
+        return block
+
+    def _copy(self, shape: BlockShape, keys: torch.Tensor, values: torch.Tensor) -> KVBlock:
+        block = KVBlock(shape, start=self.start, capacity=keys.shape[2])
+        block.keys.copy_(keys)
+        block.values.copy_(values)
+        block.commit(keys.shape[2], self.end)
+        return block
 
     def _allocate(self, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
         size = (self.shape.layers, self.shape.kv_heads, capacity, self.shape.head_dim)

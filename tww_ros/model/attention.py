@@ -11,6 +11,8 @@ D]. Spans never see each other except through a view that names the other's bloc
 Backends: `eager` expands keys and builds the whole [T, K] mask, the readable reference. `grouped`
 multiplies the G queries that share a key-value head at once, part by part: keys and values are
 never concatenated, expanded or copied; only the scores are put side by side for one softmax.
+Both read one part in one layer at a time, so of a view with quantized parts no more than that is
+ever held in full precision.
 
 Registered under the name 'tww' with `AttentionInterface` and `AttentionMaskInterface`; the model
 is not changed.
@@ -25,6 +27,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tww_ros.memory.block import KVBlock
+from tww_ros.memory.quantization import Block
 from tww_ros.model.positions import rotate
 
 NAME = 'tww'
@@ -36,7 +39,7 @@ class Turn:
     """Parts that share one shift, and their query rotation; `blocks` as (block, tokens seen)."""
 
     query_table: Table
-    blocks: list[tuple[KVBlock, int]]
+    blocks: list[tuple[Block, int]]
 
 
 @dataclass
@@ -91,13 +94,12 @@ def attend_eager(span: SpanPlan, query: torch.Tensor, layer: int, scaling: float
     [H, T, D] → [H, T, D].
     """
     heads, tokens, _ = query.shape
-    scores, values = [], []
+    group = heads // span.block.shape.kv_heads
+    scores = []
     for turn in span.turns:
         rotated = rotate(query, *turn.query_table)                             # [H, T, D]
         for block, length in turn.blocks:
-            group = heads // block.shape.kv_heads
-            keys = block.keys[layer, :, :length].repeat_interleave(group, dim=0)  # [H, n, D]
-            values.append(block.values[layer, :, :length].repeat_interleave(group, dim=0))
+            keys = block.layer_keys(layer, length).repeat_interleave(group, dim=0)  # [H, n, D]
             scores.append(rotated @ keys.transpose(1, 2) * scaling)            # [H, T, n]
     joined = torch.cat(scores, dim=-1)                                         # [H, T, K]
     total = joined.shape[-1]
@@ -106,7 +108,14 @@ def attend_eager(span: SpanPlan, query: torch.Tensor, layer: int, scaling: float
     joined = joined.masked_fill(hidden, float('-inf'))
     weights = joined.softmax(dim=-1, dtype=torch.promote_types(joined.dtype, torch.float32))
     _add_mass(span, weights[:, -1])
-    return weights.to(query.dtype) @ torch.cat(values, dim=1)
+    weights = weights.to(query.dtype)
+    output, offset = torch.zeros_like(query), 0                                # [H, T, D]
+    for turn in span.turns:
+        for block, length in turn.blocks:
+            values = block.layer_values(layer, length).repeat_interleave(group, dim=0)  # [H, n, D]
+            output += weights[..., offset:offset + length] @ values
+            offset += length
+    return output
 
 
 def attend_grouped(span: SpanPlan, query: torch.Tensor, layer: int,
@@ -119,7 +128,7 @@ def attend_grouped(span: SpanPlan, query: torch.Tensor, layer: int,
     scores = []
     for turn in span.turns:
         rotated = rotate(query, *turn.query_table).reshape(kv_heads, group * tokens, head_dim)
-        scores += [rotated @ block.keys[layer, :, :length].transpose(1, 2)     # [Hkv, G·T, n]
+        scores += [rotated @ block.layer_keys(layer, length).transpose(1, 2)   # [Hkv, G·T, n]
                    for block, length in turn.blocks]
     if tokens > 1:
         # Only the span's own tokens, the last T keys of the last part, can lie in a query's
@@ -135,7 +144,7 @@ def attend_grouped(span: SpanPlan, query: torch.Tensor, layer: int,
     output, offset = None, 0
     for turn in span.turns:
         for block, length in turn.blocks:
-            share = weights[..., offset:offset + length] @ block.values[layer, :, :length]
+            share = weights[..., offset:offset + length] @ block.layer_values(layer, length)
             output = share if output is None else output.add_(share)           # [Hkv, G·T, D]
             offset += length
     return output.view(heads, tokens, head_dim)
