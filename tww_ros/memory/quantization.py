@@ -18,8 +18,7 @@ per channel (KIVI, arXiv 2402.02750) cost 1.6 bits where a block has 20 tokens.
 Why not the smallest error: levels of the smallest error are all a little too short, by 12 % at
 2 bits, so every score q·k shrinks and attention flattens. Here levels are stretched so that x̂·x =
 x·x on average, and a group's scale is the one of 16 with the smallest |x − x̂|² + λ (x·(x − x̂))² /
-x·x: the second term is the part of the error that does not average out. At 2 bits that makes the
-divergence of the next token two to eight times smaller (`benchmarks/_kv.py`).
+x·x: the second term is the part of the error that does not average out.
 """
 
 from __future__ import annotations
