@@ -21,7 +21,7 @@ setup(
     maintainer_email='tww_ros@users.noreply.github.com',
     license='Apache-2.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['model/embedded/*']},
+    package_data={PACKAGE: ['model/embedded/*', 'memory/page/*']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),

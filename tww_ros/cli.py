@@ -25,6 +25,7 @@ from tww_ros import __version__
 from tww_ros.config import EngineConfig, NodeConfig, Setting, settings
 from tww_ros.errors import ConfigError, ReplayError, TwwError
 from tww_ros.evaluation.commands import register as eval_command
+from tww_ros.memory.commands import register as memory_command
 from tww_ros.training.commands import register_data
 from tww_ros.training.train import register as train_command
 
@@ -373,6 +374,7 @@ def build_parser() -> argparse.ArgumentParser:
     register_data(commands, _command)
     train_command(commands, _command)
     eval_command(commands, _command, parse_settings)
+    memory_command(commands, _command)
     bench = _command(commands, 'bench', _bench, 'run a benchmark of the repository', """
         tww bench slice --quick --json slice.json""")
     bench.add_argument('name')

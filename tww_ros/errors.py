@@ -13,6 +13,7 @@
     ├── CancelledError       the caller cancelled the question
     ├── AnswerTimeoutError   the question's own time limit passed
     ├── EngineClosedError    the engine is not running
+    ├── StoreError           a memory on disk cannot be opened, read or written
     ├── ReplayError          a bag or a video cannot be read, written or published
     ├── DatasetError         a data set is malformed, or tells what comes later
     ├── TrainingError        a training run cannot go on
@@ -72,6 +73,10 @@ class AnswerTimeoutError(TwwError):
 
 class EngineClosedError(TwwError):
     """The engine is not running: it was closed, or never started."""
+
+
+class StoreError(TwwError):
+    """A memory on disk cannot be opened, read or written, or does not hold what was asked for."""
 
 
 class ReplayError(TwwError):
