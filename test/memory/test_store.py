@@ -614,8 +614,8 @@ def on_disk(store):
 
 def test_the_cap_drops_the_oldest_kv_first(tmp_path):
     one = 2 * 2 * 1 * 2_000 * 8 * 2
-    cap = 3_000_000
-    with Store.open(tmp_path, IDENTITY, cap) as store:
+    cap, told = 3_000_000, []
+    with Store.open(tmp_path, IDENTITY, cap, lambda *gone: told.append(gone)) as store:
         most = 0
         for number in range(40):
             put(store, number, tokens=2_000)
@@ -625,6 +625,7 @@ def test_the_cap_drops_the_oldest_kv_first(tmp_path):
         assert one * 40 > 1.5 * cap and most <= cap + one + 20_000
         kept = [block.segment_id for block in store.blocks() if block.name == 'segment']
         assert kept == list(range(kept[0], 40)) and len(kept) > 10
+        assert told == [(number, 'segment') for number in range(kept[0])]
         assert len([block for block in store.blocks() if block.name == 'note']) == 40
         assert len(store) == len(store.notes()) == 40
         assert same(store.read_block(39, 'segment')[0], 39, 2_000)
@@ -633,8 +634,8 @@ def test_the_cap_drops_the_oldest_kv_first(tmp_path):
 
 
 def test_the_cap_drops_the_oldest_rows_last(tmp_path):
-    cap = 600_000
-    with Store.open(tmp_path, IDENTITY, cap) as store:
+    cap, told = 600_000, []
+    with Store.open(tmp_path, IDENTITY, cap, lambda *gone: told.append(gone)) as store:
         for number in range(300):
             put(store, number, thumbnail=bytes(5_000))
             if number % 3 == 0:
@@ -643,6 +644,7 @@ def test_the_cap_drops_the_oldest_rows_last(tmp_path):
         ids = [each.id for each in store.segments()]
         assert ids == list(range(ids[0], 300)) and 20 < len(ids) < 120
         assert {note.segment_id for note in store.notes()} == set(ids)
+        assert [number for number, name in told if not name] == list(range(ids[0]))
         assert [answer.as_of_ns for answer in store.answers()] == [
             3 * number * S for number in range(0, 300, 3) if number >= ids[0]]
 

@@ -61,9 +61,11 @@ class Store(StoreReader):
     """The memory of one folder; made by `open` and `in_memory`, and a context manager."""
 
     def __init__(self, folder: Path, write: sqlite3.Connection | None, read: sqlite3.Connection,
-                 lock: WriterLock | None = None, cap_bytes: int = 0) -> None:
+                 lock: WriterLock | None = None, cap_bytes: int = 0,
+                 on_cap: Callable[[int, str], None] | None = None) -> None:
         super().__init__(folder, read, None if read is write else BlockFiles(folder))
         self.cap_bytes = cap_bytes
+        self._on_cap = on_cap or (lambda segment_id, name: None)
         self._write, self._lock = write, lock
         self._writing = self._reading if read is write else threading.RLock()
         # Of the transaction under way: its thread, files it made, files to go when it is kept.
@@ -73,11 +75,13 @@ class Store(StoreReader):
         self._copies = 0
 
     @classmethod
-    def open(cls, folder: Path, identity: Identity | None, cap_bytes: int = 0) -> Store:
+    def open(cls, folder: Path, identity: Identity | None, cap_bytes: int = 0,
+             on_cap: Callable[[int, str], None] | None = None) -> Store:
         """Open the memory of a folder, or make one; identity None = only to read.
 
         cap_bytes: most bytes on disk (0 = no limit); beyond it the oldest goes first: KV of
-        segments, then KV of notes, then rows.
+        segments, then KV of notes, then rows. on_cap: is told what went, by the thread that wrote:
+        (segment id, name of its block), or (segment id, '') when nothing of it is left.
         Raises StoreError when it belongs to another model, when another process writes to it, and
         when it cannot be read or written.
         """
@@ -92,7 +96,7 @@ class Store(StoreReader):
             undo.callback(write.close)
             read = database.connect(folder / files.DATABASE, 'mode=ro')
             undo.callback(read.close)
-            store = cls(folder, write, read, lock, cap_bytes)
+            store = cls(folder, write, read, lock, cap_bytes, on_cap)
             store._meet(identity)
             store._recover()
             store._keep_cap()
@@ -185,7 +189,7 @@ class Store(StoreReader):
     def remove(self, segment_ids: Iterable[int]) -> int:
         """Remove segments with all that is about them; returns how many there were."""
         with self.transaction():
-            return sum(self._remove('id = ?', (segment_id,)) for segment_id in segment_ids)
+            return sum(len(self._remove('id = ?', (segment_id,))) for segment_id in segment_ids)
 
     def clear(self, before_ns: int) -> int:
         """Remove what ended before a stamp, in all epochs; returns the number of segments.
@@ -193,7 +197,7 @@ class Store(StoreReader):
         Answers of which nothing newer was seen go too.
         """
         with self.transaction():
-            count = self._remove('end_ns < ?', (before_ns,))
+            count = len(self._remove('end_ns < ?', (before_ns,)))
             self._execute('DELETE FROM answers WHERE as_of_ns < ?', (before_ns,))
         return count
 
@@ -343,10 +347,11 @@ class Store(StoreReader):
         self._going += [self._files.path(*row) for row in rows]
         return len(rows)
 
-    def _remove(self, where: str, values: Any) -> int:
-        """Remove segments and, by the tables' rules, all that is about them."""
+    def _remove(self, where: str, values: Any) -> list[int]:
+        """Remove segments and, by the tables' rules, all that is about them; their ids."""
         self._drop(f'segment_id IN (SELECT id FROM segments WHERE {where})', values)
-        return self._execute(f'DELETE FROM segments WHERE {where}', values).rowcount
+        return [row[0] for row in self._execute(
+            f'DELETE FROM segments WHERE {where} RETURNING id', values).fetchall()]
 
     def _keep_cap(self) -> None:
         """Remove the oldest until the folder is within its cap; the newest segment stays."""
@@ -364,23 +369,30 @@ class Store(StoreReader):
                 where = ('as_of_ns < (SELECT min(start_ns) FROM segments)' if gone else
                          'id IN (SELECT id FROM answers ORDER BY id LIMIT '
                          f'1 + (SELECT count(*) FROM answers) / {_ROWS_SHARE})')
-                gone += self._execute(f'DELETE FROM answers WHERE {where}').rowcount
+                answers = self._execute(f'DELETE FROM answers WHERE {where}').rowcount
             self._shrink()
-            if not gone:
+            for segment_id in gone:
+                self._on_cap(segment_id, '')
+            if not gone and not answers:
                 break
 
     def _drop_oldest(self, over: int) -> None:
         """Remove blocks of at least `over` bytes, if there are as many but for the newest."""
         rows = self._rows(
-            'SELECT blocks.id, nbytes FROM blocks JOIN segments ON segments.id = segment_id '
+            'SELECT blocks.id, segment_id, name, nbytes FROM blocks '
+            'JOIN segments ON segments.id = segment_id '
             'WHERE place < (SELECT max(place) FROM segments) '
             'ORDER BY name <> \'segment\', place')
+        gone = []
         with self._transaction():
-            for block_id, nbytes in rows:
+            for block_id, segment_id, name, nbytes in rows:
                 if over <= 0:
                     break
                 self._drop('id = ?', (block_id,))
+                gone.append((segment_id, name))
                 over -= nbytes
+        for segment_id, name in gone:
+            self._on_cap(segment_id, name)
 
     def _shrink(self) -> None:
         """Give back the log and free pages."""
