@@ -367,7 +367,8 @@ def test_fault_6_memory_keeps_its_budget(monkeypatch):
     budget = 700 * token_bytes
     seen = []
     config = EngineConfig(watch=WATCH, note=NOTE, step=OFFLINE,
-                          memory=MemoryConfig(device_bytes=budget, resident_tokens=60))
+                          memory=MemoryConfig(device_bytes=budget, quantized_bytes=0,
+                                              host_bytes=0, resident_tokens=60))
     with Engine(model(), config, on_segment=lambda info: seen.append(engine.memory.nbytes),
                 on_note=lambda note: seen.append(engine.memory.nbytes)) as engine:
         for index in range(80):

@@ -234,14 +234,16 @@ def settings_yaml() -> str:
 
 
 def _literal(entry: Setting) -> str:
-    return str(entry.default).lower() if entry.type is bool else str(entry.default)
+    if entry.type is bool:
+        return str(entry.default).lower()
+    return str(entry.default) if entry.default != '' else '""'
 
 
 def _allowed(entry: Setting) -> str:
     if entry.type is bool:
         return 'true, false'
     if entry.choices:
-        return ', '.join(entry.choices)
+        return ', '.join(map(str, entry.choices))
     if entry.low is None:
         return 'any'
     return f'{entry.type(entry.low)} to {entry.type(entry.high)}'

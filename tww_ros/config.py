@@ -17,7 +17,7 @@ from tww_ros.errors import ConfigError
 
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
-            choices: tuple[str, ...] = ()) -> Any:
+            choices: tuple[Any, ...] = ()) -> Any:
     """A dataclass field with its description, inclusive range and choices."""
     meta = {'help': help, 'low': low, 'high': high, 'choices': choices}
     return field(default=default, metadata=meta)
@@ -33,7 +33,7 @@ class Setting:
     help: str
     low: float | None
     high: float | None
-    choices: tuple[str, ...]
+    choices: tuple[Any, ...]
 
     def check(self, value: Any) -> Any:
         """The value converted to this setting's type; ConfigError when it does not fit."""
@@ -43,7 +43,8 @@ class Setting:
             raise ConfigError(f'{self.name}: expected {self.type.__name__}, got '
                               f'{type(value).__name__} {value!r}')
         if self.choices and value not in self.choices:
-            raise ConfigError(f'{self.name}: expected one of {", ".join(self.choices)}, '
+            raise ConfigError(f'{self.name}: expected one of '
+                              f'{", ".join(map(str, self.choices))}, '
                               f'got {value!r}')
         if self.low is not None and not self.low <= value <= self.high:
             raise ConfigError(f'{self.name}: expected {self.low:g} to {self.high:g}, '
@@ -109,18 +110,37 @@ class WatchConfig(_Checked):
 
 @dataclass(frozen=True)
 class MemoryConfig(_Checked):
-    """What is kept, and what the next answer attends to."""
+    """What is kept, where, and what the next answer attends to.
+
+    Tiers, each with its own budget, oldest segments first: device → quantized → host → disk → only
+    the note. A tier whose budget is 0 is left out.
+    """
 
     device_bytes: int = setting(
-        1_073_741_824,
-        'budget for KV blocks of segments; beyond it the oldest keeps only its note',
+        1_073_741_824, 'budget for KV in full precision on the device: recent segments and notes',
         low=65_536, high=1 << 40)
+    kv_bits: int = setting(
+        3, 'bits of a quantized key or value; 16 = not quantized', low=2, high=16,
+        choices=(16, 8, 4, 3, 2))
+    quantized_bytes: int = setting(
+        1_073_741_824, 'budget for quantized KV on the device', low=0, high=1 << 40)
+    host_bytes: int = setting(
+        2_147_483_648, 'budget for KV in the host\'s memory', low=0, high=1 << 40)
+    folder: str = setting('', 'folder of the memory on disk; empty = nothing is written')
+    disk_bytes: int = setting(
+        34_359_738_368, 'budget for the folder; beyond it the oldest KV there is removed',
+        low=0, high=1 << 44)
     resident_tokens: int = setting(
-        8_192, 'an answer attends to at most this many source tokens, newest segments first',
-        low=16, high=1_048_576)
+        8_192, 'an answer attends to at most this many source tokens', low=16, high=1_048_576)
+    recent_tokens: int = setting(
+        4_096, 'of these, for the newest segments; the rest is for segments that the question '
+               'is about', low=0, high=1_048_576)
     resident_note_tokens: int = setting(
-        2_048, 'an answer attends to at most this many note tokens, newest notes first',
-        low=0, high=1_048_576)
+        2_048, 'an answer attends to at most this many note tokens, newest notes and those that '
+               'the question is about', low=0, high=1_048_576)
+    retrieved_segments: int = setting(
+        8, 'segments, and notes, that are looked up for a question when not all fit; 0 = none',
+        low=0, high=1_000)
     read_window_tokens: int = setting(
         4_096, 'while reading, a segment attends to the header and to at most this many tokens '
                'of segments before it',

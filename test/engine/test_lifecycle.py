@@ -17,12 +17,13 @@ def ask(engine, text='what?', **options):
     return engine.ask(Question(text, max_new_tokens=200, **options))
 
 
-def test_two_threads_from_start_to_close():
+def test_three_threads_from_start_to_close():
     before = threading.active_count()
     engine = Engine(ScriptedModel(), CONFIG)
     assert engine_threads() == []
     engine.start()
-    assert sorted(thread.name for thread in engine_threads()) == ['tww-reasoner', 'tww-watcher']
+    assert sorted(thread.name for thread in engine_threads()) == [
+        'tww-keeper', 'tww-reasoner', 'tww-watcher']
     watch(engine, clip(0, 2))
     assert engine.close()
     assert threading.active_count() == before

@@ -13,6 +13,9 @@ from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.model.scripted import ScriptedModel
 
 BUDGET = 65_536
+# Beyond it only notes remain.
+ONE_TIER = {'memory__device_bytes': BUDGET, 'memory__quantized_bytes': 0,
+            'memory__host_bytes': 0}
 
 
 class Heavy(ScriptedModel):
@@ -47,7 +50,7 @@ def blocks():
 
 
 def test_beyond_the_budget_only_the_note_of_a_segment_remains(start):
-    engine = start(Heavy(note='seen'), memory__device_bytes=BUDGET, memory__max_segments=1_000,
+    engine = start(Heavy(note='seen'), **ONE_TIER, memory__max_segments=1_000,
                    note__max_new_tokens=8)
     for second in range(0, 40, 2):
         watch(engine, clip(second, second + 2))
@@ -68,7 +71,7 @@ def test_beyond_the_budget_only_the_note_of_a_segment_remains(start):
 
 def test_questions_are_answered_from_notes_alone(start):
     """The pixels of the first seconds are gone; what was noted about them can still be seen."""
-    engine = start(Middling(), memory__device_bytes=BUDGET, note__max_new_tokens=8)
+    engine = start(Middling(), **ONE_TIER, note__max_new_tokens=8)
     frames = clip(0, 10, size=(448, 448))
     for first in range(0, 20, 4):
         watch(engine, frames[first:first + 4])
@@ -88,7 +91,7 @@ def test_questions_are_answered_from_notes_alone(start):
 
 
 def test_a_real_model_within_the_smallest_budget(start, tiny):
-    engine = start(tiny, memory__device_bytes=BUDGET, note__max_new_tokens=2)
+    engine = start(tiny, **ONE_TIER, note__max_new_tokens=2)
     for second in range(0, 10, 2):
         watch(engine, clip(second, second + 2))
     infos = engine.memory.segments()
@@ -103,7 +106,7 @@ def test_a_late_note_does_not_cost_the_newest_segment_its_place(start):
     """Notes come after their segments; whatever they take, they take from the oldest."""
     gate = Gate(lambda spans: any('In one short' in model.decode(s.run.ids) for s in spans))
     model = Heavy(before_step=gate)
-    engine = start(model, memory__device_bytes=BUDGET, note__max_new_tokens=20)
+    engine = start(model, **ONE_TIER, note__max_new_tokens=20)
     gate.close()
     for one in clip(0, 6.5):
         engine.push(one)
@@ -116,7 +119,7 @@ def test_a_late_note_does_not_cost_the_newest_segment_its_place(start):
 
 def test_an_answer_under_way_keeps_what_it_saw(start, gate):
     """Eviction takes a segment from memory, not from under the question that looks at it."""
-    engine = start(Heavy(answer='word ' * 10, before_step=gate), memory__device_bytes=BUDGET,
+    engine = start(Heavy(answer='word ' * 10, before_step=gate), **ONE_TIER,
                    note__enabled=False)
     watch(engine, clip(0, 2))
     gate.close()
@@ -171,7 +174,7 @@ def test_200_questions_and_segments_leave_nothing_behind():
                 assert engine.ask(question).result(WAIT_S).text == 'word'
             if number % 50 == 49:
                 assert engine.drain(WAIT_S)
-                assert threading.active_count() == threads_before + 2
+                assert threading.active_count() == threads_before + 3
                 counts.append(blocks() - before)
         stats = engine.stats()
         assert (stats.segments, stats.sessions) == (10, 4)

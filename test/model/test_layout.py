@@ -206,7 +206,7 @@ LONG = [
     ({'resident_tokens': 80, 'resident_note_tokens': 250},
      Budgets(resident=80, resident_notes=250)),
     ({'note_window': 40, 'read_window_tokens': 40}, Budgets(note=40, read=40)),
-    ({'device_bytes': 500 * 2_048}, Budgets(held=500)),
+    ({'device_bytes': 500 * 2_048, 'quantized_bytes': 0, 'host_bytes': 0}, Budgets(held=500)),
 ])
 def test_windows_and_budgets_equal_naive_float64(scheme, memory, budgets, monkeypatch):
     loaded = model(scheme, 'stock')

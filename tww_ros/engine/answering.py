@@ -1,6 +1,6 @@
 """Answering: one question as a step program, from its first token to its closed round.
 
-In: the question, what it may see (a snapshot of memory taken when it was asked), its session. Out:
+In: the question, what it may see (memory as it was when it was asked), its session. Out:
 pieces and the Answer through the PendingAnswer, and a Round for the session. The question branch
 continues the source stream privately: video that arrives later never sees it and is never seen by
 it.
@@ -15,14 +15,17 @@ being short; each is a branch that attends to the same memory and the same quest
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 
 from tww_ros.config import EngineConfig
 from tww_ros.engine.job import Program, generate, prefill, score
 from tww_ros.engine.pending import PendingAnswer
+from tww_ros.engine.recall import Fetch, Search, recall
 from tww_ros.engine.sessions import Round, Session, Sessions
-from tww_ros.memory.bank import Resident
+from tww_ros.errors import NothingSeenError
+from tww_ros.memory.bank import MemoryBank, Resident, Scope
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import Answer, Evidence, Question
@@ -36,15 +39,33 @@ def question_ids(model: StepModel, question: Question) -> list[int]:
     return model.encode_user(text) + model.encode(model.style.question_tail)
 
 
-def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessions: Sessions,
-           session: Session, sink: Entry, seen: list[Resident], after: int) -> Program[None]:
-    """Answer one question.
+class Look(NamedTuple):
+    """What a question may look at, and how what is not at hand is found.
 
-    seen: what it may see of memory as it was when it was asked, oldest first, not empty.
-    after: order of the newest segment then, seen or not: the round's place in time.
+    scope: memory as it was when it was asked, not empty. after: order of the newest segment then,
+    seen or not: the round's place in time.
     """
+
+    bank: MemoryBank
+    sink: Entry
+    scope: Scope
+    after: int
+    search: Search
+    fetch: Fetch
+
+
+def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessions: Sessions,
+           session: Session, look: Look) -> Program[None]:
+    """Answer one question."""
     question, style, chunk = pending.question, model.style, config.step.chunk_tokens
     pending.started_s = time.monotonic()
+    sink, ids = look.sink, question_ids(model, question)
+    words = ' '.join((session.newest_words, question.text))
+    seen = yield from recall(model, config, look.bank, sink, look.scope, words, ids, look.search,
+                             look.fetch)
+    if not seen:
+        raise NothingSeenError('what the question may look at was lost from memory while it '
+                               'waited; ask again')
     placed = [(item.place, item.entry) for item in seen] + session.entries()
     entries = [sink, *(entry for _, entry in sorted(placed, key=lambda pair: pair[0]))]
     view = lay_out(entries, model.scheme)
@@ -52,7 +73,6 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
     mass = torch.zeros(len(entries) + 3, device=model.device)
     prefix = model.encode(style.choice_prefix if question.choices else style.answer_prefix)
 
-    ids = question_ids(model, question)
     branch = model.new_block(view.start('source'), capacity=len(ids))
     logits = yield from prefill(branch, view, ids, chunk, mass=None if prefix else mass)
     own = [Entry(branch, 'source')]
@@ -101,7 +121,7 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
     yield from prefill(block, block_view, closer, chunk, logits='none')
     block.seal()
     own.append(Entry(block, 'target'))
-    sessions.add(session, Round(after, tuple(own)))
+    sessions.add(session, Round(look.after, tuple(own), f'{question.text} {text}'))
 
 
 class _Stream:

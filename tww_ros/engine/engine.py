@@ -13,15 +13,19 @@ In: frames and questions, from any thread. Out: answers, notes, counters. It kno
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tww_ros.config import EngineConfig
 from tww_ros.engine.answering import question_ids
 from tww_ros.engine.counters import Counters
+from tww_ros.engine.keeper import Keeper
+from tww_ros.engine.memory import Memory, identity_of, open_archive, quant_scheme
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.engine.sessions import Sessions
@@ -30,6 +34,7 @@ from tww_ros.errors import (
     EngineClosedError,
     NothingSeenError,
     QuestionTooLongError,
+    StoreError,
     UnknownCameraError,
 )
 from tww_ros.memory.bank import MemoryBank
@@ -56,12 +61,20 @@ class Engine:
         self.model = model
         self.config = config or EngineConfig.from_flat(model.settings)
         model.set_attention(self.config.step.attention)
-        self.memory = MemoryBank(self.config.memory)
+        identity = identity_of(model)
+        self._archive = open_archive(model, self.config.memory, identity)
+        scheme = quant_scheme(model, self.config.memory)
+        self._bank = MemoryBank(self.config.memory, scheme,
+                                self._archive.has if self._archive.on_disk else None)
         self._sessions = Sessions(self.config.answer)
         self._counters = Counters()
-        self._reasoner = Reasoner(model, self.memory, self._sessions, self.config,
+        self._keeper = Keeper(model, self._bank, self._archive, self.config, self._counters,
+                              lambda: self._reasoner.wake())
+        self._reasoner = Reasoner(model, self._bank, self._keeper, self._sessions, self.config,
                                   self._counters, _guarded(on_note), _guarded(on_segment))
         self._watcher = Watcher(model, self._reasoner, self.config, self._counters)
+        self.memory = Memory(self._bank, self._archive, identity, self._keeper.flush)
+        self._resume()
         self._state = 'new'
         self._state_lock = threading.Lock()
 
@@ -71,6 +84,7 @@ class Engine:
             if self._state != 'new':
                 raise EngineClosedError(f'the engine is {self._state}; make a new one')
             self._state = 'running'
+            self._keeper.start()
             self._reasoner.start()
             self._watcher.start()
         return self
@@ -84,13 +98,28 @@ class Engine:
         self._watcher.stop()
         reasoner_ended = self._reasoner.join(timeout_s)
         watcher_ended = self._watcher.join(max(0.1, end_s - time.monotonic()))
-        return reasoner_ended and watcher_ended
+        # Last: what the others leave is still written.
+        self._keeper.stop()
+        keeper_ended = self._keeper.join(max(0.1, end_s - time.monotonic()))
+        if keeper_ended:
+            self._archive.store.close()
+        return reasoner_ended and watcher_ended and keeper_ended
 
     def __enter__(self) -> Engine:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @classmethod
+    def load(cls, model: StepModel, folder: str | Path, config: EngineConfig | None = None,
+             **listeners: Any) -> Engine:
+        """An engine that goes on with the memory in a folder; StoreError when there is none."""
+        if not Path(folder).expanduser().is_dir():
+            raise StoreError(f'there is no memory at {folder}; expected a folder that was saved')
+        config = config or EngineConfig.from_flat(model.settings)
+        memory = dataclasses.replace(config.memory, folder=str(folder))
+        return cls(model, dataclasses.replace(config, memory=memory), **listeners)
 
     # Watching
 
@@ -106,7 +135,7 @@ class Engine:
         return self._watching and self._watcher.feed(frame, timeout_s)
 
     def drain(self, timeout_s: float = 60.0) -> bool:
-        """Wait until all pushed frames are in memory and noted; False on timeout.
+        """Wait until all pushed frames are in memory, noted and written; False on timeout.
 
         Closes the open segments.
         """
@@ -118,7 +147,7 @@ class Engine:
             if (time.monotonic() >= end_s or self._state != 'running'
                     or not self._reasoner.alive):
                 return False
-        return True
+        return self._keeper.flush(max(0.0, end_s - time.monotonic()))
 
     # Asking
 
@@ -154,6 +183,21 @@ class Engine:
             sessions=len(self._sessions), memory_bytes=self.memory.nbytes,
             session_bytes=self._sessions.nbytes,
             memory_tokens=self.memory.tokens)
+
+    def _resume(self) -> None:
+        """Take up what the folder remembers."""
+        records, epochs = self._archive.restore()
+        if not records:
+            return
+        self._bank.restore(records)
+        epoch = max(record.epoch for record in records)
+        newest_ns: dict[str, int] = {}
+        for record in records:
+            if record.epoch == epoch:
+                newest_ns[record.camera] = max(record.end_ns, newest_ns.get(record.camera, 0))
+        self._reasoner.resume(epoch, self._archive.next_order)
+        self._watcher.resume(epoch, epochs[epoch], newest_ns)
+        log.info('memory of %d segments from %s', len(records), self.config.memory.folder)
 
     @property
     def _watching(self) -> bool:

@@ -1,9 +1,9 @@
 """Jobs: work for the language model written as step programs.
 
 A step program is a generator: it yields the spans that it wants computed and is sent their logits,
-one packed step later. So a note or an answer reads from top to bottom like straight code, while
-the reasoner interleaves the spans of all jobs in the same steps. Programs here know nothing of
-sessions, memory or threads.
+one packed step later; or it yields a Future and is sent its result when it has come. So a note or
+an answer reads from top to bottom like straight code, while the reasoner interleaves the spans of
+all jobs in the same steps. Programs here know nothing of sessions, memory or threads.
 
     letters   T tokens of a run   vocab size of the vocabulary
 """
@@ -11,7 +11,8 @@ sessions, memory or threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Literal, TypeVar
+from concurrent.futures import Future
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -22,36 +23,50 @@ from tww_ros.model.run import Span, TokenRun
 
 Logits = list[torch.Tensor | None]
 Result = TypeVar('Result')
-Program = Generator[list[Span], Logits, Result]
+Program = Generator['list[Span] | Future', Any, Result]
 
 
 class Job:
-    """A running step program. `spans` is what it waits for; empty when it has ended."""
+    """A running step program. `spans` is what it waits for in the next step; there are none while
+    it waits for something else (`poll`), and when it is `done`."""
 
     def __init__(self, program: Program[None]) -> None:
         self._program = program
+        self._awaited: Future | None = None
         self.spans: list[Span] = []
+        self.done = False
         self._resume(lambda: next(program))
-
-    @property
-    def done(self) -> bool:
-        """Whether the program has ended."""
-        return not self.spans
 
     def advance(self, logits: Logits) -> None:
         """Hand over the results of `spans` and run to the next ones."""
         self._resume(lambda: self._program.send(logits))
 
+    def poll(self) -> None:
+        """Go on when what the program waits for has come; its error is raised there."""
+        while self._awaited is not None and self._awaited.done():
+            error = self._awaited.exception()
+            if error is not None:
+                self._resume(lambda error=error: self._program.throw(error))
+            else:
+                result = self._awaited.result()
+                self._resume(lambda result=result: self._program.send(result))
+
     def stop(self) -> None:
         """End the program where it stands; its `finally` blocks run."""
-        self.spans = []
+        self.spans, self._awaited, self.done = [], None, True
         self._program.close()
 
-    def _resume(self, go: Callable[[], list[Span]]) -> None:
+    def _resume(self, go: Callable[[], list[Span] | Future]) -> None:
+        self.spans, self._awaited = [], None
         try:
-            self.spans = go()
+            wanted = go()
         except StopIteration:
-            self.spans = []
+            self.done = True
+            return
+        if isinstance(wanted, Future):
+            self._awaited = wanted
+        else:
+            self.spans = wanted
 
 
 def prefill(block: KVBlock, view: View, ids: list[int], chunk: int, *,

@@ -18,6 +18,7 @@ import numpy as np
 
 from tww_ros.config import EngineConfig
 from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.retrieval import KeySummary, summary_layers
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model import prompts
 from tww_ros.model.positions import patch_positions, text_positions
@@ -31,7 +32,8 @@ from tww_ros.video.segmentation import SegmentKey
 class PatchItem:
     """One temporal patch, encoded.
 
-    time_s counts from the start of its epoch; pushed_s is this machine's clock.
+    time_s counts from zero_ns, the start of its epoch; pushed_s is this machine's clock. picture:
+    small, of a segment's first frame, if it is to be kept.
     """
 
     key: SegmentKey
@@ -42,6 +44,8 @@ class PatchItem:
     vision: VisionTokens
     pose: Pose | None
     pushed_s: float
+    zero_ns: int = 0
+    picture: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,10 @@ class Reader:
         """Segments that are not closed yet."""
         return len(self._open)
 
+    def resume(self, epoch: int, next_order: int) -> None:
+        """Go on behind what was read before this start."""
+        self.epoch, self._orders = epoch, next_order
+
     def read_header(self) -> None:
         """Compute the sink, once, before everything else."""
         run = TokenRun.text(self._model.encode(self._model.style.header), 0)
@@ -109,7 +117,7 @@ class Reader:
         reading = self._open[self._item.key]
         chunk = self._run.cut(self._read, min(len(self._run),
                                               self._read + self._config.step.chunk_tokens))
-        return Span(reading.record.block, reading.view, chunk)
+        return Span(reading.record.block, reading.view, chunk, summary=reading.record.summary)
 
     def advance(self, tokens: int) -> PatchItem | None:
         """Count a step over `tokens`; the patch when it is now in memory."""
@@ -158,7 +166,10 @@ class Reader:
         self._orders += 1
         record = SegmentRecord(id=order, order=order, camera=item.key.camera, epoch=item.key.epoch,
                                start_ns=item.start_ns, end_ns=item.end_ns,
-                               block=self._model.new_block(start), pose=item.pose)
+                               block=self._model.new_block(start), pose=item.pose,
+                               picture=item.picture, zero_ns=item.zero_ns,
+                               summary=KeySummary(summary_layers(
+                                   self._model.block_shape.layers)))
         before = self._bank.before(record, self._config.memory.read_window_tokens)
         # Stored positions follow the stream for ever; a sink left behind by the window is seen
         # right before it.

@@ -27,11 +27,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tww_ros.config import EngineConfig
-from tww_ros.engine.answering import answer
+from tww_ros.engine.answering import Look, answer
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
 from tww_ros.engine.desk import Desk
 from tww_ros.engine.job import Job
+from tww_ros.engine.keeper import Keeper
 from tww_ros.engine.noting import write_note
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem, Reader
@@ -41,7 +42,7 @@ from tww_ros.errors import (
     QuestionError,
     TwwError,
 )
-from tww_ros.memory.bank import MemoryBank, Resident, SegmentRecord
+from tww_ros.memory.bank import MemoryBank, Scope, SegmentRecord
 from tww_ros.memory.view import Entry
 from tww_ros.model.protocol import StepModel
 from tww_ros.model.run import Span
@@ -80,7 +81,7 @@ class _Waiting:
 
     pending: PendingAnswer
     session: Session
-    seen: list[Resident]
+    scope: Scope
     after: int
 
 
@@ -102,7 +103,7 @@ class _Noting:
 class Reasoner:
     """Runs the step loop in its own thread."""
 
-    def __init__(self, model: StepModel, bank: MemoryBank, sessions: Sessions,
+    def __init__(self, model: StepModel, bank: MemoryBank, keeper: Keeper, sessions: Sessions,
                  config: EngineConfig, counters: Counters, on_note: Callable[[Note], None],
                  on_segment: Callable[[SegmentInfo], None]) -> None:
         self._model = model
@@ -112,11 +113,12 @@ class Reasoner:
         self._counters = counters
         self._on_note = on_note
         self._on_segment = on_segment
+        self._keeper = keeper
         self._reader = Reader(model, bank, config)
         self._changed = threading.Condition()
         self._inbox: deque[Item] = deque()
         self._patches = 0
-        self.desk = Desk(config.answer, counters, self._wake)
+        self.desk = Desk(config.answer, counters, self.wake)
         self._waiting: list[_Waiting] = []
         self._answers: list[_Answering] = []
         self._notes: deque[_Noting] = deque()
@@ -131,6 +133,11 @@ class Reasoner:
     def start(self) -> None:
         """Begin; the header is computed first."""
         self._thread.start()
+
+    def resume(self, epoch: int, next_order: int) -> None:
+        """Go on behind what was remembered before this start."""
+        self._newest_epoch = epoch
+        self._reader.resume(epoch, next_order)
 
     def put(self, item: Item) -> None:
         """Add to the inbox; never blocks."""
@@ -182,7 +189,8 @@ class Reasoner:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look for something to do."""
         with self._changed:
             self._changed.notify_all()
 
@@ -224,6 +232,11 @@ class Reasoner:
         for answering in list(self._answers):
             if answering.pending.error() is not None:
                 self._end(answering)
+                continue
+            try:
+                answering.job.poll()
+            except Exception as error:
+                self._broken(answering, error)
         while not self._reader.busy and not (self._config.step.deterministic and self._unfinished):
             with self._changed:
                 if not self._inbox:
@@ -266,6 +279,7 @@ class Reasoner:
 
     def _closed(self, record: SegmentRecord) -> None:
         self._counters.add(segments=1)
+        self._keeper.keep_segment(record)
         self._on_segment(record.info())
         if not self._config.note.enabled:
             return
@@ -283,11 +297,11 @@ class Reasoner:
         if pending.done():
             return
         question, memory = pending.question, self._config.memory
-        look = functools.partial(self._bank.resident, epoch=epoch, cameras=question.cameras,
-                                 window=question.window)
-        seen = look(tokens=memory.resident_tokens, note_tokens=memory.resident_note_tokens)
-        if not seen:
-            too_long = look(tokens=sys.maxsize, note_tokens=sys.maxsize)
+        scope = Scope(epoch, question.cameras, question.window, change=self._bank.change)
+        if not self._bank.resident(scope, tokens=memory.resident_tokens,
+                                   note_tokens=memory.resident_note_tokens, fetch=True):
+            everything = {'tokens': sys.maxsize, 'note_tokens': sys.maxsize, 'fetch': True}
+            too_long = self._bank.resident(scope, **everything)
             if too_long:
                 raise QuestionError(
                     f'the newest segment has {too_long[-1].record.tokens} tokens, and an answer '
@@ -295,14 +309,14 @@ class Reasoner:
                     'or lower watch.segment_s or watch.max_pixels')
             where = f' of {", ".join(question.cameras)}' if question.cameras else ''
             held = [item.record for item in
-                    look(tokens=sys.maxsize, note_tokens=sys.maxsize, window=None)]
+                    self._bank.resident(scope._replace(window=None), **everything)]
             pending.fail(NothingSeenError(
                 f'nothing{where} is in memory in the window asked about; what is there spans '
                 f'{min(r.start_ns for r in held)} to {max(r.end_ns for r in held)} ns' if held else
                 f'nothing{where} is in memory yet; check that images arrive, or ask later'))
             return
         session = self._sessions.get(question.session)
-        self._waiting.append(_Waiting(pending, session, seen, self._bank.newest_order))
+        self._waiting.append(_Waiting(pending, session, scope, self._bank.newest_order))
 
     def _begin_answers(self) -> None:
         self._waiting = [w for w in self._waiting if not w.pending.done()]
@@ -311,22 +325,28 @@ class Reasoner:
                 continue
             self._waiting.remove(waiting)
             waiting.session.busy = True
-            program = answer(self._model, self._config, waiting.pending, self._sessions,
-                             waiting.session, Entry(self._reader.sink, 'source'), waiting.seen,
-                             waiting.after)
+            waiting.pending.add_done_callback(functools.partial(self._answered, waiting.scope))
+            program = answer(
+                self._model, self._config, waiting.pending, self._sessions, waiting.session,
+                Look(self._bank, Entry(self._reader.sink, 'source'), waiting.scope, waiting.after,
+                     self._keeper.search, self._keeper.fetch))
             try:
                 self._answers.append(_Answering(waiting.pending, waiting.session, Job(program)))
             except Exception as error:
                 waiting.session.busy = False
                 self._fail(waiting.pending, error)
 
+    def _answered(self, scope: Scope, pending: PendingAnswer) -> None:
+        if pending.error() is None:
+            self._keeper.keep_answer(pending.question, pending.result(), scope.epoch)
+
     def _begin_note(self) -> None:
         while self._notes and self._notes[0].job is None:
             noting = self._notes[0]
             record, memory = noting.record, self._config.memory
             seen = self._bank.resident(
-                epoch=record.epoch, tokens=self._config.note.window_tokens,
-                note_tokens=memory.resident_note_tokens, until=record.order)
+                Scope(record.epoch, until=record.order), tokens=self._config.note.window_tokens,
+                note_tokens=memory.resident_note_tokens)
             try:
                 noting.job = Job(write_note(self._model, self._config, self._bank, record,
                                             Entry(self._reader.sink, 'source'), seen, self._noted))
@@ -335,13 +355,17 @@ class Reasoner:
 
     def _noted(self, note: Note) -> None:
         self._counters.add(notes_written=1)
+        record = self._bank.get(note.segment_id)
+        if record is not None:
+            self._keeper.keep_note(record)
         self._on_note(note)
 
     # Steps
 
     def _pack(self) -> list[tuple[object, list[Span]]]:
         """What the next step computes: answers first, then reading, then the note."""
-        work: list[tuple[object, list[Span]]] = [(a, a.job.spans) for a in self._answers]
+        work: list[tuple[object, list[Span]]] = [
+            (a, a.job.spans) for a in self._answers if a.job.spans]
         chunk = self._reader.span()
         if chunk is not None:
             work.append((self._reader, [chunk]))

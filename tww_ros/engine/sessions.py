@@ -21,10 +21,14 @@ Place = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Round:
-    """One question and its answer; `after` = order of the newest segment when it was asked."""
+    """One question and its answer; `after` = order of the newest segment when it was asked.
+
+    words: of both, for finding what a follow-up is about.
+    """
 
     after: int
     entries: tuple[Entry, ...]
+    words: str = ''
 
     @property
     def tokens(self) -> int:
@@ -45,6 +49,11 @@ class Session:
     rounds: list[Round] = field(default_factory=list)
     forgotten: int = 0
     busy: bool = False
+
+    @property
+    def newest_words(self) -> str:
+        """Of its last round."""
+        return self.rounds[-1].words if self.rounds else ''
 
     def forget_oldest(self) -> None:
         """Drop the oldest round; those that remain keep their places."""

@@ -16,15 +16,19 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image
+
 from tww_ros.config import EngineConfig
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
 from tww_ros.engine.reader import CloseItem, PatchItem
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
+from tww_ros.memory.thumbnail import SIDE_PX
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import NS_PER_S, Frame
 from tww_ros.video.pixels import to_pixels
-from tww_ros.video.segmentation import Event, FrameIntake, PatchReady
+from tww_ros.video.segmentation import Event, FrameIntake, PatchReady, SegmentKey
 
 log = logging.getLogger(__name__)
 Mark = QuestionItem | DrainItem
@@ -60,6 +64,7 @@ class Watcher:
         self._pushed_s = 0.0
         self._arrived_s: dict[str, float] = {}
         self._zero_ns: dict[int, int] = {}
+        self._pictured: dict[str, SegmentKey] = {}
         self._thread = threading.Thread(target=self._loop, name='tww-watcher', daemon=True)
 
     # Other threads
@@ -83,6 +88,12 @@ class Watcher:
         """Cameras that have sent a frame."""
         with self._changed:
             return frozenset(self._arrived_s)
+
+    def resume(self, epoch: int, zero_ns: int, newest_ns: dict[str, int]) -> None:
+        """Go on in an epoch that began before this start; newest_ns: last stamp by camera."""
+        self._intake.clock.resume(epoch, zero_ns, newest_ns)
+        with self._changed:
+            self._arrived_s = dict.fromkeys(newest_ns, time.monotonic())
 
     def push(self, frame: Frame) -> bool:
         """Take a frame; never blocks, drops the oldest when full. False when stopped."""
@@ -244,7 +255,18 @@ class Watcher:
             time_ns = event.patch.stamp_ns - self._zero_ns[event.segment_key.epoch]
             self._reasoner.put(PatchItem(
                 event.segment_key, max(0, time_ns) / NS_PER_S, frames[0].stamp_ns,
-                frames[-1].stamp_ns, len(frames), vision, frames[-1].pose, self._pushed_s))
+                frames[-1].stamp_ns, len(frames), vision, frames[-1].pose, self._pushed_s,
+                self._zero_ns[event.segment_key.epoch], self._picture(event)))
+
+    def _picture(self, event: PatchReady) -> np.ndarray | None:
+        """A small copy of a segment's first frame, if memory is written to a folder."""
+        key = event.segment_key
+        if not self._config.memory.folder or self._pictured.get(key.camera) == key:
+            return None
+        self._pictured[key.camera] = key
+        picture = Image.fromarray(event.patch.frames[0].image)
+        picture.thumbnail((SIDE_PX, SIDE_PX))
+        return np.asarray(picture)
 
     def _report(self, what: str, error: Exception) -> None:
         self._counters.last_error = f'{what}: {type(error).__name__}: {error}'

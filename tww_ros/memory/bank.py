@@ -1,33 +1,54 @@
-"""Memory bank: the segments and notes that were watched, within a byte budget.
+"""Memory bank: the segments and notes that were watched, each tier within its byte budget.
 
 In: segments once their keys and values are complete, notes once they are written. Out: records for
 users (`segments()`, `notes()`), and for a question the entries that its view is laid out from.
-When the budget is reached the oldest segment loses its KV block and only its note remains; nothing
-else is ever evicted, so memory is bounded and what a question sees depends on the stream alone,
-not on timing.
+When a budget is reached the oldest segment's block goes on to the next tier (`memory.tiers`);
+from the last one only its note remains. So memory is bounded, and what a question sees depends on
+the stream alone.
 
-The reasoner writes; any thread may read. The lock is held for list operations only, never during a
-forward pass.
+Blocks move in `settle()`: on the thread that adds, or, with `background`, on whoever calls it;
+then adding waits only while a budget is exceeded by more than one segment. The lock is held for
+list operations only, never while a block is converted, written or attended to.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import logging
+import operator
+import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from tww_ros.config import MemoryConfig
 from tww_ros.memory.block import KVBlock
+from tww_ros.memory.quantization import Block, QuantScheme, quantize
+from tww_ros.memory.retrieval import KeySummary, KeyTable, QueryTap
+from tww_ros.memory.tiers import ATTENDED, DEVICE, DISK, HOST, NOTE, QUANTIZED, Move, Tiers
 from tww_ros.memory.view import Entry
 from tww_ros.types import Note, Pose, SegmentInfo
+
+log = logging.getLogger(__name__)
+
+# Of the budget for notes, the part that notes found for a question may take from the newest.
+FOUND_SHARE = 0.5
+_order = operator.attrgetter('order')
 
 
 @dataclass(eq=False)
 class SegmentRecord:
     """One segment in the bank.
 
-    `block` is None when only the note remains, `note_block` when that is gone too.
+    `block` can be attended to; it is None in the later tiers: there `away` holds it (host), or the
+    folder (disk), or nothing. `remembered`: its note is one to attend to; then a `note_block` of
+    None means that its keys are gone and its words are not. note_length: tokens of a note with its
+    layout.
     """
 
     id: int
@@ -39,20 +60,28 @@ class SegmentRecord:
     frames: int = 0
     tokens: int = 0
     closed_by: str = ''
-    block: KVBlock | None = None
+    block: Block | None = None
     note: Note | None = None
     note_block: KVBlock | None = None
     pose: Pose | None = None
-
-    @property
-    def tier(self) -> str:
-        """'device' while the KV block is held, 'note' afterwards."""
-        return 'device' if self.block is not None else 'note'
+    away: Block | None = None
+    summary: KeySummary | None = None
+    # Of its first frame, until it is written. zero_ns: first stamp of its epoch.
+    picture: np.ndarray | None = None
+    zero_ns: int = 0
+    remembered: bool = False
+    note_length: int = 0
+    tier: str = NOTE
+    kv_bytes: int = 0
+    kv_tokens: int = 0
+    # When it came, in changes of the bank; a question sees what came before it.
+    added: int = 0
+    noted: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of KV held for this segment and its note."""
-        return sum(block.nbytes for block in (self.block, self.note_block) if block is not None)
+        """Bytes of KV held for this segment (wherever it is) and its note."""
+        return self.kv_bytes + (self.note_block.nbytes if self.note_block is not None else 0)
 
     def info(self) -> SegmentInfo:
         """The record as users see it."""
@@ -62,23 +91,75 @@ class SegmentRecord:
 
 
 class Resident(NamedTuple):
-    """An entry with its place in time: (order of the segment, 0 segment | 1 note)."""
+    """An entry with its place in time: (order of the segment, 0 segment | 1 note).
+
+    entry is None when it has to be fetched first.
+    """
 
     place: tuple[int, ...]
-    entry: Entry
+    entry: Entry | None
     record: SegmentRecord
 
 
-class MemoryBank:
-    """Closed segments in the order in which they were opened."""
+class Scope(NamedTuple):
+    """Which memory a question may look at: one epoch, up to some moment.
 
-    def __init__(self, config: MemoryConfig) -> None:
+    cameras: empty = all. window: ns, inclusive. until: order of the last segment. change: the
+    bank's `change` at that moment.
+    """
+
+    epoch: int
+    cameras: tuple[str, ...] = ()
+    window: tuple[int, int] | None = None
+    until: int | None = None
+    change: int | None = None
+
+    def holds(self, record: SegmentRecord) -> bool:
+        """Whether a segment is in it."""
+        return (record.epoch == self.epoch
+                and not (self.cameras and record.camera not in self.cameras)
+                and not (self.until is not None and record.order > self.until)
+                and not (self.change is not None and record.added > self.change)
+                and not (self.window and (record.end_ns < self.window[0]
+                                          or record.start_ns > self.window[1])))
+
+
+class MemoryBank:
+    """Closed segments in the order in which they were closed."""
+
+    def __init__(self, config: MemoryConfig, scheme: QuantScheme | None = None,
+                 on_disk: Callable[[SegmentRecord], bool] | None = None) -> None:
+        """scheme: how blocks are quantized; None = not at all. on_disk: whether a segment's KV is
+        in the folder; None = there is no folder."""
         self._config = config
+        self._scheme = scheme
+        self._on_disk = on_disk
+        # What the folder may hold is the archive's business.
+        budgets = {DEVICE: config.device_bytes, QUANTIZED: config.quantized_bytes,
+                   HOST: config.host_bytes, DISK: sys.maxsize}
+        if scheme is None:
+            del budgets[QUANTIZED]
+        if on_disk is None:
+            del budgets[DISK]
+        self._tiers = Tiers({tier: size for tier, size in budgets.items()
+                             if size or tier == DEVICE})
         self._records: OrderedDict[int, SegmentRecord] = OrderedDict()
+        # Those with a note to attend to, by order.
+        self._remembered: list[SegmentRecord] = []
+        # Those of them whose keys are held.
+        self._note_holders: list[SegmentRecord] = []
+        self._note_bytes = 0
+        self._note_tokens = 0
+        self._words = 0
+        self._keys = KeyTable()
         self._lock = threading.Lock()
+        self._moving = threading.Lock()
         self._newest_order = -1
-        self._nbytes = 0
-        self._tokens = 0
+        self.change = 0
+        # Called when something is to be moved; None: `add` moves it itself.
+        self.background: Callable[[], None] | None = None
+        # Ids of segments beyond `max_segments`; whoever takes them may forget them elsewhere.
+        self.forgotten: deque[int] = deque()
 
     # Users
 
@@ -87,6 +168,19 @@ class MemoryBank:
         with self._lock:
             return [record.info() for record in self._records.values()]
 
+    def records(self) -> list[SegmentRecord]:
+        """Their records."""
+        with self._lock:
+            return list(self._records.values())
+
+    def clear(self, before_ns: int) -> int:
+        """Forget the segments that ended before a stamp; how many they were."""
+        with self._lock:
+            old = [record for record in self._records.values() if record.end_ns < before_ns]
+            for record in old:
+                self._forget(record)
+        return len(old)
+
     def notes(self) -> list[Note]:
         """Every note remembered, oldest segment first."""
         with self._lock:
@@ -94,13 +188,28 @@ class MemoryBank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of KV held by segments and notes."""
-        return self._nbytes
+        """Bytes of KV of segments and notes in the memory of this machine, all tiers but disk."""
+        return self._note_bytes + sum(size for tier, size in self._tiers.used.items()
+                                      if tier != DISK)
 
     @property
     def tokens(self) -> int:
-        """Tokens of KV held by segments and notes."""
-        return self._tokens
+        """Tokens of these."""
+        return self._note_tokens + sum(count for tier, count in self._tiers.tokens.items()
+                                       if tier != DISK)
+
+    @property
+    def tier_bytes(self) -> dict[str, int]:
+        """Bytes by tier; notes count on the device."""
+        with self._lock:
+            used = dict(self._tiers.used)
+            used[DEVICE] += self._note_bytes
+            return used
+
+    @property
+    def note_tokens(self) -> int:
+        """Tokens of the notes whose keys are held."""
+        return self._note_tokens
 
     @property
     def newest_order(self) -> int:
@@ -115,10 +224,21 @@ class MemoryBank:
     def add(self, record: SegmentRecord) -> None:
         """Take a segment whose keys and values are complete, and make room for it."""
         with self._lock:
+            self.change += 1
+            record.added = self.change
             self._records[record.id] = record
             self._newest_order = max(self._newest_order, record.order)
-            self._count(record.block, +1)
-            self._evict()
+            if record.block is not None:
+                record.kv_tokens = record.block.length
+                self._tiers.put(record, DEVICE, record.block.nbytes)
+            mean = record.summary.mean() if record.summary is not None else None
+            if mean is not None:
+                self._keys.add(record.id, mean)
+            while len(self._records) > self._config.max_segments:
+                oldest = next(iter(self._records.values()))
+                self._forget(oldest)
+                self.forgotten.append(oldest.id)
+        self._make_room(record)
 
     def attach_note(self, record: SegmentRecord, note: Note, block: KVBlock | None) -> None:
         """Add the note of a segment; a segment that was forgotten meanwhile is left alone.
@@ -126,10 +246,16 @@ class MemoryBank:
         Without a block the note is listed and not attended to.
         """
         with self._lock:
-            if record.id in self._records:
-                record.note, record.note_block = note, block
-                self._count(block, +1)
-                self._evict()
+            if record.id not in self._records:
+                return
+            self.change += 1
+            record.note, record.noted = note, self.change
+            if block is not None:
+                record.remembered, record.note_length = True, block.length
+                self._words += block.length
+                bisect.insort(self._remembered, record, key=_order)
+                self._hold_note(record, block)
+        self._make_room(record)
 
     def get(self, segment_id: int) -> SegmentRecord | None:
         """The record of one segment, or None when it was forgotten."""
@@ -143,61 +269,227 @@ class MemoryBank:
                 break
             if other.camera != record.camera or other.order >= record.order:
                 continue
-            if other.block is None or other.block.length > tokens:
+            block = other.block
+            if block is None or block.length > tokens:
                 break
-            tokens -= other.block.length
-            chosen.append(Entry(other.block, 'source', other.id))
+            tokens -= block.length
+            chosen.append(Entry(block, 'source', other.id))
         return chosen[::-1]
 
-    def resident(self, *, epoch: int, tokens: int, note_tokens: int,
-                 cameras: tuple[str, ...] = (), until: int | None = None,
-                 window: tuple[int, int] | None = None) -> list[Resident]:
+    def resident(self, scope: Scope, *, tokens: int, note_tokens: int,
+                 recent_tokens: int | None = None, found: Sequence[int] = (),
+                 fetch: bool = False) -> list[Resident]:
         """What an answer or a note attends to, in time order: a segment, its note, the next.
 
-        Only one epoch (and only `cameras`, `window` in ns, and segments opened up to order
-        `until`); the newest first, as many as fit into the two budgets. A note counts when it is
-        finished, whether or not its segment's own keys are still held.
+        Segments: the newest within `recent_tokens`, then those of `found` (ids, best first), then
+        the newest again, within `tokens` in all. Notes: those of `found` within half of
+        `note_tokens`, and the newest. Of each, the first that does not fit ends it. A note counts
+        when it is finished, whether or not its segment's own keys are still held. fetch: also what
+        is not on the device, with entry None.
         """
-        left = [tokens, note_tokens]
-        chosen = []
         with self._lock:
-            for record in reversed(self._records.values()):
-                if record.epoch < epoch or max(left) < 0:
-                    break
-                # A note of the last epoch may be written when the new one has begun.
-                if (record.epoch > epoch
-                        or (cameras and record.camera not in cameras)
-                        or (until is not None and record.order > until)
-                        or (window and not (record.end_ns >= window[0]
-                                            and record.start_ns <= window[1]))):
-                    continue
-                for kind, side, block in ((0, 'source', record.block),
-                                          (1, 'target', record.note_block)):
-                    if block is None or left[kind] < 0:
-                        continue
-                    left[kind] -= block.length
-                    if left[kind] >= 0:
-                        entry = Entry(block, side, record.id)
-                        chosen.append(Resident((record.order, kind), entry, record))
+            chosen = self._choose_segments(scope, tokens, recent_tokens, found, fetch)
+            chosen += self._choose_notes(scope, note_tokens, found, fetch)
         return sorted(chosen, key=lambda item: item.place)
 
-    def _evict(self) -> None:
-        if self._nbytes > self._config.device_bytes:
-            # Not the one that a late note was just added to: an older segment would outlive it.
-            newest = next(reversed(self._records.values()))
-            for field in ('block', 'note_block'):
-                for record in self._records.values():
-                    if self._nbytes <= self._config.device_bytes:
-                        break
-                    if record is not newest and getattr(record, field) is not None:
-                        self._count(getattr(record, field), -1)
-                        setattr(record, field, None)
-        while len(self._records) > self._config.max_segments:
-            _, oldest = self._records.popitem(last=False)
-            for block in (oldest.block, oldest.note_block):
-                self._count(block, -1)
+    def exceeds(self, tokens: int, note_tokens: int) -> tuple[bool, bool]:
+        """Whether there are more tokens of segments, and of notes, than these."""
+        return sum(self._tiers.tokens.values()) > tokens, self._words > note_tokens
 
-    def _count(self, block: KVBlock | None, sign: int) -> None:
-        if block is not None:
-            self._nbytes += sign * block.nbytes
-            self._tokens += sign * block.length
+    def match(self, tap: QueryTap, scope: Scope, limit: int) -> list[int]:
+        """Segments by how well their keys match a question's queries, best first."""
+        with self._lock:
+            ranking = self._keys.ranking(tap)
+            inside = (i for i in ranking if scope.holds(self._records[i]))
+            return list(itertools.islice(inside, limit))
+
+    def _choose_segments(self, scope: Scope, tokens: int, recent_tokens: int | None,
+                         found: Sequence[int], fetch: bool) -> list[Resident]:
+        tiers = (*ATTENDED, HOST, DISK) if fetch else ATTENDED
+        recent = iter(self._in_scope(self._tiers.newest_first(tiers), scope))
+        left, chosen = tokens, {}
+        limit = 0 if recent_tokens is None else max(0, tokens - recent_tokens)
+        waiting = None
+        for record in recent:
+            beyond = left - record.kv_tokens
+            if beyond < 0 or (chosen and beyond < limit):
+                waiting = record
+                break
+            left -= record.kv_tokens
+            chosen[record.id] = _segment(record)
+        for segment_id in found if limit else ():
+            record = self._records.get(segment_id)
+            if (record is not None and segment_id not in chosen and record.tier in tiers
+                    and record.kv_tokens <= left and scope.holds(record)):
+                left -= record.kv_tokens
+                chosen[segment_id] = _segment(record)
+        while waiting is not None:
+            if waiting.id not in chosen:
+                left -= waiting.kv_tokens
+                if left < 0:
+                    break
+                chosen[waiting.id] = _segment(waiting)
+            waiting = next(recent, None)
+        return list(chosen.values())
+
+    def _choose_notes(self, scope: Scope, tokens: int, found: Sequence[int],
+                      fetch: bool) -> list[Resident]:
+        left, chosen = tokens, {}
+        # Keys that are nowhere are computed again only for what the question is about.
+        stored = fetch and self._on_disk is not None
+        for segment_id in found:
+            record = self._records.get(segment_id)
+            if record is not None and self._note_counts(record, scope, fetch):
+                if left - record.note_length >= tokens * (1 - FOUND_SHARE):
+                    left -= record.note_length
+                    chosen[segment_id] = _note(record)
+        for record in reversed(self._remembered):
+            if record.epoch < scope.epoch:
+                break
+            if record.id not in chosen and self._note_counts(record, scope, stored):
+                left -= record.note_length
+                if left < 0:
+                    break
+                chosen[record.id] = _note(record)
+        return list(chosen.values())
+
+    def _note_counts(self, record: SegmentRecord, scope: Scope, lost_too: bool) -> bool:
+        return (record.remembered and (lost_too or record.note_block is not None)
+                and scope.holds(record)
+                and not (scope.change is not None and record.noted > scope.change))
+
+    @staticmethod
+    def _in_scope(records: Iterable[SegmentRecord], scope: Scope) -> Iterator[SegmentRecord]:
+        for record in records:
+            if record.epoch < scope.epoch:
+                return
+            if scope.holds(record):
+                yield record
+
+    # Tiers
+
+    def settle(self, slack_bytes: int = 0) -> None:
+        """Move blocks until every tier is within its budget, but for `slack_bytes`."""
+        with self._moving:
+            while True:
+                with self._lock:
+                    newest = next(reversed(self._records.values()), None)
+                    move = self._tiers.next_move(newest, {DEVICE: self._note_bytes}, slack_bytes)
+                    if move is None:
+                        spare = self._spare_note(newest, slack_bytes)
+                        if spare is None:
+                            return
+                        self._drop_note(spare)
+                        continue
+                self._move(move)
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether `settle` has something to do."""
+        with self._lock:
+            newest = next(reversed(self._records.values()), None)
+            return (self._tiers.next_move(newest, {DEVICE: self._note_bytes}) is not None
+                    or self._spare_note(newest, 0) is not None)
+
+    def lose(self, *segment_ids: int) -> None:
+        """The KV of these is gone from the folder."""
+        with self._lock:
+            for record in filter(None, map(self._records.get, segment_ids)):
+                if record.tier == DISK:
+                    self._tiers.take(record)
+
+    def restore(self, records: Iterable[SegmentRecord]) -> None:
+        """Take in what an archive remembers, oldest first; their tiers are `disk` or `note`."""
+        with self._lock:
+            for record in records:
+                self.change += 1
+                record.added = record.noted = self.change
+                self._records[record.id] = record
+                self._newest_order = max(self._newest_order, record.order)
+                if record.tier == DISK:
+                    self._tiers.put(record, DISK, 0)
+                if record.remembered:
+                    self._words += record.note_length
+                    self._remembered.append(record)
+            self._remembered.sort(key=_order)
+
+    def restore_note(self, record: SegmentRecord, block: KVBlock) -> None:
+        """Hold the keys of a note again."""
+        with self._lock:
+            if record.remembered and record.note_block is None and record.id in self._records:
+                self._hold_note(record, block)
+        self._make_room(record)
+
+    def _make_room(self, record: SegmentRecord) -> None:
+        if self.background is None:
+            self.settle()
+            return
+        self.background()
+        # More than one segment above a budget is more than was promised.
+        self.settle(record.nbytes)
+
+    def _move(self, move: Move) -> None:
+        record, target = move.record, move.target
+        block = record.block if record.block is not None else record.away
+        try:
+            size = 0
+            if target == QUANTIZED:
+                block = quantize(block, self._scheme)
+                size = block.nbytes
+            elif target == HOST:
+                block = block.to('cpu')
+                size = block.nbytes
+            elif target == DISK and not self._on_disk(record):
+                target = NOTE
+        except Exception as error:
+            log.error('segment %d could not be brought from %s to %s, only its note remains: %s',
+                      record.id, move.source, target, error)
+            target = NOTE
+        with self._lock:
+            if record.tier != move.source:
+                return
+            self._tiers.take(record)
+            record.block = block if target in ATTENDED else None
+            record.away = block if target == HOST else None
+            self._tiers.put(record, target, size)
+
+    def _hold_note(self, record: SegmentRecord, block: KVBlock) -> None:
+        record.note_block = block
+        bisect.insort(self._note_holders, record, key=_order)
+        self._note_bytes += block.nbytes
+        self._note_tokens += block.length
+
+    def _drop_note(self, record: SegmentRecord) -> None:
+        if record.note_block is not None:
+            self._note_bytes -= record.note_block.nbytes
+            self._note_tokens -= record.note_block.length
+            self._note_holders.remove(record)
+            record.note_block = None
+
+    def _spare_note(self, newest: SegmentRecord | None, slack_bytes: int) -> SegmentRecord | None:
+        """When no segment is left to move: the oldest note, whose keys go."""
+        device = self._tiers.used[DEVICE] + self._note_bytes
+        if device <= self._config.device_bytes + slack_bytes:
+            return None
+        return next((r for r in self._note_holders[:2] if r is not newest), None)
+
+    def _forget(self, record: SegmentRecord) -> None:
+        del self._records[record.id]
+        self._tiers.take(record)
+        self._drop_note(record)
+        record.block = record.away = None
+        self._keys.remove(record.id)
+        if record.remembered:
+            self._remembered.remove(record)
+            self._words -= record.note_length
+
+
+def _segment(record: SegmentRecord) -> Resident:
+    entry = None if record.block is None else Entry(record.block, 'source', record.id)
+    return Resident((record.order, 0), entry, record)
+
+
+def _note(record: SegmentRecord) -> Resident:
+    entry = None if record.note_block is None else Entry(record.note_block, 'target', record.id)
+    return Resident((record.order, 1), entry, record)
+

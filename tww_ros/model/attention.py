@@ -28,6 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tww_ros.memory.block import KVBlock
 from tww_ros.memory.quantization import Block
+from tww_ros.memory.retrieval import KeySummary, QueryTap
 from tww_ros.model.positions import rotate
 
 NAME = 'tww'
@@ -49,7 +50,8 @@ class SpanPlan:
     The last block of the last turn is the span's own, seen up to and with the span's own tokens.
     mass: float32 [parts + 1], attention mass of the span's last token per part (own block last),
     summed over layers; None when nobody asks. part_of_key: int64 [K], the part of each key in turn
-    order.
+    order. summary collects un-rotated keys of the tokens `visual` (bool [T]), queries un-rotated
+    queries.
     """
 
     first: int
@@ -59,6 +61,9 @@ class SpanPlan:
     turns: list[Turn]
     mass: torch.Tensor | None = None
     part_of_key: torch.Tensor | None = None
+    visual: torch.Tensor | None = None
+    summary: KeySummary | None = None
+    queries: QueryTap | None = None
 
 
 @dataclass
@@ -81,6 +86,10 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
     for span in tww_step.spans:
         part = slice(span.first, span.last)
         span.block.write(layer, rotate(key[0, :, part], *span.key_table), value[0, :, part])
+        if span.summary is not None and span.visual is not None:
+            span.summary.add(layer, key[0, :, part][:, span.visual])
+        if span.queries is not None:
+            span.queries.add(layer, query[0, :, part])
     output = torch.empty_like(query.transpose(1, 2))                           # [1, N, H, D]
     for span in tww_step.spans:
         attended = tww_step.attend(span, query[0, :, span.first:span.last], layer, scaling)

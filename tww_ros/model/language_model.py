@@ -16,6 +16,8 @@ the same time.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,9 @@ from tww_ros.model.positions import MRope
 from tww_ros.model.prompts import PromptStyle
 from tww_ros.model.run import Span, VisionTokens
 from tww_ros.video.pixels import Pixels
+
+# Of each tensor, that a fingerprint looks at.
+FINGERPRINT_NUMBERS = 256
 
 
 class VideoLanguageModel:
@@ -80,6 +85,16 @@ class VideoLanguageModel:
                 f'weights ({self.quantization}), {self.dtype} on {self.device}, positions '
                 f'{self.scheme}, prompts {self.style.name}, {self.block_shape.token_bytes} bytes '
                 'of KV per token')
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Tells these weights from others: SHA-256 of a sample of every tensor."""
+        digest = hashlib.sha256()
+        for _, weight in sorted(self.hf.named_parameters()):
+            flat = weight.detach().flatten()
+            sample = flat[::max(1, len(flat) // FINGERPRINT_NUMBERS)][:FINGERPRINT_NUMBERS]
+            digest.update(sample.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     # Text
 
@@ -179,7 +194,10 @@ class VideoLanguageModel:
             if shift != 0:
                 turns.append(Turn(own, []))
             turns[-1].blocks.append((span.block, span.block.length + count))
-            plan = SpanPlan(first, first + count, span.block, own, turns, span.mass)
+            plan = SpanPlan(first, first + count, span.block, own, turns, span.mass,
+                            summary=span.summary, queries=span.queries)
+            if span.summary is not None and span.run.visual is not None:
+                plan.visual = torch.from_numpy(span.run.visual).to(self.device)
             if span.mass is not None:
                 lengths = [length for turn in turns for _, length in turn.blocks]
                 plan.part_of_key = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tww_ros.memory.block import KVBlock
+from tww_ros.memory.retrieval import KeySummary, QueryTap
 from tww_ros.memory.view import View
 from tww_ros.model.positions import text_positions
 
@@ -76,7 +77,8 @@ class Span:
     """A run of tokens to be computed in one step.
 
     logits: 'none', 'last' ([1, vocab]) or 'all' ([T, vocab]). mass: float32 [parts of the view +
-    1] to add the last token's attention mass to, own block last; or None.
+    1] to add the last token's attention mass to, own block last; or None. summary: collects the
+    keys of its vision tokens; queries: the queries of all its tokens.
     """
 
     block: KVBlock
@@ -84,3 +86,5 @@ class Span:
     run: TokenRun
     logits: Literal['none', 'last', 'all'] = 'none'
     mass: torch.Tensor | None = None
+    summary: KeySummary | None = None
+    queries: QueryTap | None = None

@@ -49,6 +49,7 @@ class ScriptedModel:
         self.scheme = positions
         self.style = prompts.STOCK
         self.quantization = 'none'
+        self.fingerprint = 'scripted'
         self.settings: dict[str, object] = {}
         self.device = torch.device('cpu')
         self.block_shape = BlockShape(1, 1, 2, torch.float32, self.device)

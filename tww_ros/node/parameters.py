@@ -74,7 +74,7 @@ def descriptor(entry: Setting) -> ParameterDescriptor:
     """Description, range and choices of a setting as ROS tools show them."""
     made = ParameterDescriptor(name=entry.name, description=entry.help, read_only=True)
     if entry.choices:
-        made.additional_constraints = f'one of {", ".join(entry.choices)}'
+        made.additional_constraints = f'one of {", ".join(map(str, entry.choices))}'
     if entry.low is not None and entry.type is int:
         # Step 0: any value between.
         made.integer_range = [IntegerRange(from_value=int(entry.low), to_value=int(entry.high),

@@ -20,7 +20,7 @@ import numpy as np
 from tww_ros.config import EngineConfig
 from tww_ros.engine.answering import question_ids
 from tww_ros.engine.sessions import Round, Session
-from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.bank import MemoryBank, Scope, SegmentRecord
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model import prompts
 from tww_ros.model.codec import TextCodec
@@ -227,8 +227,8 @@ class _Planner:
         if segment.note is None or (self._style.says_nothing(segment.note) and not learnt):
             return
         seen = self._bank.resident(
-            epoch=0, tokens=self._config.note.window_tokens,
-            note_tokens=self._config.memory.resident_note_tokens, until=number)
+            Scope(0, until=number), tokens=self._config.note.window_tokens,
+            note_tokens=self._config.memory.resident_note_tokens)
         view = lay_out([self._sink, *(item.entry for item in seen)], self._model.scheme)
         prefix = self._model.encode(self._style.note_prefix)
         ids = [*prefix, *self._model.encode(self._style.note_text(segment.note)),
@@ -297,7 +297,7 @@ class _Planner:
         fresh = self._fresh if not session.rounds else None
         if fresh is None or fresh.when != when:
             memory = self._config.memory
-            seen = self._bank.resident(epoch=0, tokens=memory.resident_tokens,
+            seen = self._bank.resident(Scope(0), tokens=memory.resident_tokens,
                                        note_tokens=memory.resident_note_tokens)
             placed = [(item.place, item.entry) for item in seen] + session.entries()
             entries = [self._sink,

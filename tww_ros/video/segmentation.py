@@ -22,6 +22,7 @@ Epochs: header stamps go back when a bag loops or a simulation restarts. Going b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -165,6 +166,11 @@ class EpochClock:
         self._last_ns: dict[str, int] = {}
         self._last_of_old_epoch_ns: dict[str, int] = {}
         self._newest_ns = 0
+
+    def resume(self, epoch: int, t0_ns: int, last_ns: Mapping[str, int]) -> None:
+        """Go on where another clock stood; last_ns: by camera."""
+        self.epoch, self.t0_ns, self._last_ns = epoch, t0_ns, dict(last_ns)
+        self._newest_ns = max(last_ns.values(), default=t0_ns)
 
     def observe(self, camera: str, stamp_ns: int) -> str:
         """'in_order', 'late' (reject the frame) or 'new_epoch' (the frame is its first)."""

@@ -146,12 +146,12 @@ def _visit(rng: random.Random, side: str, stops: tuple[int, ...], holds: Thing |
               _LEAVES_WITH_COVER if isinstance(leaves_with, Cover) else _LEAVES_WITH_THING)
     if side == 'front':
         x += rng.uniform(-0.12, 0.12)
-        return _Visit((x, 1 + _OUTSIDE), (x, 1 + beyond), (x + rng.uniform(-0.2, 0.2), 1 + _SHOULDER), stops, holds,
-                      bow, is_left)
+        return _Visit((x, 1 + _OUTSIDE), (x, 1 + beyond),
+                      (x + rng.uniform(-0.2, 0.2), 1 + _SHOULDER), stops, holds, bow, is_left)
     edge, out = (0.0, -1) if side == 'left' else (1.0, 1)
     y += rng.uniform(0.0, 0.15)
-    return _Visit((edge + out * _OUTSIDE, y), (edge + out * beyond, y), (edge + out * _SHOULDER, y + rng.uniform(0.0, 0.3)),
-                  stops, holds, bow, is_left)
+    return _Visit((edge + out * _OUTSIDE, y), (edge + out * beyond, y),
+                  (edge + out * _SHOULDER, y + rng.uniform(0.0, 0.3)), stops, holds, bow, is_left)
 
 
 def _hand(visit: _Visit, kind: str, phase: float) -> Hand:
