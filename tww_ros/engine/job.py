@@ -41,9 +41,14 @@ class Job:
         """Hand over the results of `spans` and run to the next ones."""
         self._resume(lambda: self._program.send(logits))
 
+    @property
+    def ready(self) -> bool:
+        """Whether what it waits for has come."""
+        return self._awaited is not None and self._awaited.done()
+
     def poll(self) -> None:
         """Go on when what the program waits for has come; its error is raised there."""
-        while self._awaited is not None and self._awaited.done():
+        while self.ready:
             error = self._awaited.exception()
             if error is not None:
                 self._resume(lambda error=error: self._program.throw(error))

@@ -221,7 +221,8 @@ class Reasoner:
     def _sleep(self) -> bool:
         """Wait for news or for the nearest deadline; False when stopping."""
         with self._changed:
-            if not self._inbox and not self._stopping:
+            ready = any(answering.job.ready for answering in self._answers)
+            if not self._inbox and not self._stopping and not ready:
                 self._changed.wait(self.desk.wait_s())
             return not self._stopping
 
@@ -235,6 +236,8 @@ class Reasoner:
                 continue
             try:
                 answering.job.poll()
+                if answering.job.done:
+                    self._end(answering)
             except Exception as error:
                 self._broken(answering, error)
         while not self._reader.busy and not (self._config.step.deterministic and self._unfinished):

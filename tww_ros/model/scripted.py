@@ -7,6 +7,7 @@ with an answer, how it streams, cancels and times out, in a process without a ne
     ScriptedModel(answer='on the bench')                          every question gets this answer
     ScriptedModel(answer=lambda question: question.upper())       made from the question's text
     ScriptedModel(note='a red cup appears', step_delay_s=0.01)    every step takes at least 10 ms
+    ScriptedModel(note=lambda number: f'cup {number} appears')    the first note has number 0
     ScriptedModel(before_step=lambda spans: gate.wait(5))         every step waits for a gate
 
 `before_step` is called with the spans of each step, on the thread that takes it, before anything
@@ -42,7 +43,8 @@ class _Script:
 class ScriptedModel:
     """Says `answer` to every question and `note` about every segment."""
 
-    def __init__(self, answer: str | Callable[[str], str] = 'yes', note: str = 'nothing new',
+    def __init__(self, answer: str | Callable[[str], str] = 'yes',
+                 note: str | Callable[[int], str] = 'nothing new',
                  step_delay_s: float = 0.0, positions: Scheme = 'continuous',
                  before_step: Callable[[Sequence[Span]], None] = lambda spans: None) -> None:
         self.name = 'scripted'
@@ -56,7 +58,8 @@ class ScriptedModel:
         self.patch_size, self.merge_size, self.temporal_patch_size = 16, 2, 2
         self.steps = 0
         self._answer = answer if callable(answer) else lambda _: answer
-        self._note = note
+        self._note = note if callable(note) else lambda _: note
+        self._notes = 0
         self._step_delay_s = step_delay_s
         self._before_step = before_step
         self._tokenizer = byte_tokenizer()
@@ -147,7 +150,8 @@ class ScriptedModel:
 
     def _words(self, prompt: str) -> str:
         if prompt == self.style.note_prefix.split(prompts.IM_END)[0]:
-            return self._note
+            self._notes += 1
+            return self._note(self._notes - 1)
         return self._answer(prompt)
 
     def _likely(self, token: int) -> torch.Tensor:

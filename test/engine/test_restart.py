@@ -1,0 +1,149 @@
+"""Memory in a folder: what an engine remembered, another one goes on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+from engine.harness import SMALL, WAIT_S, S, clip, frame, watch
+
+from tww_ros import Engine, EngineConfig, Question, load_model
+from tww_ros.errors import StoreError
+from tww_ros.model.scripted import ScriptedModel
+
+SETTINGS = {**SMALL, 'note.max_new_tokens': 6, 'step.deterministic': True,
+            'answer.max_new_tokens': 8}
+
+
+def config(folder='', **settings):
+    return EngineConfig.from_flat({
+        **SETTINGS, 'memory.folder': str(folder),
+        **{name.replace('__', '.'): value for name, value in settings.items()}})
+
+
+def ask(engine, text='What is there?', **options):
+    return engine.ask(Question(text, **options)).result(WAIT_S)
+
+
+@pytest.mark.parametrize('bits', [16, 4])
+def test_the_same_answer_after_a_restart(tiny, tmp_path, bits):
+    settings = {'memory__kv_bits': bits, 'memory__device_bytes': 65_536}
+    with Engine(tiny, config(tmp_path, **settings)) as engine:
+        watch(engine, clip(0, 20))
+        before, segments, notes = ask(engine), engine.memory.segments(), engine.memory.notes()
+    with Engine(tiny, config(tmp_path, **settings)) as engine:
+        assert [dataclasses.replace(info, tier='', kv_bytes=0)
+                for info in engine.memory.segments()] == [
+            dataclasses.replace(info, tier='', kv_bytes=0) for info in segments]
+        assert engine.memory.notes() == notes
+        after = ask(engine)
+        assert (after.text, after.as_of_ns) == (before.text, before.as_of_ns)
+        assert after.reused_tokens == before.reused_tokens
+        if bits == 16:
+            assert after.token_ids == before.token_ids
+
+
+def test_watching_goes_on_where_it_ended(tmp_path):
+    for first in (0, 20, 40):
+        with Engine(ScriptedModel(note='seen'), config(tmp_path)) as engine:
+            watch(engine, clip(first, first + 10))
+            infos = engine.memory.segments()
+    assert [info.id for info in infos] == list(range(15))
+    assert {info.epoch for info in infos} == {0}
+    assert [info.start_ns for info in infos] == sorted(info.start_ns for info in infos)
+    assert ask_all(tmp_path).as_of_ns == infos[-1].end_ns
+
+
+def ask_all(folder):
+    with Engine(ScriptedModel(note='seen'), config(folder)) as engine:
+        answer = ask(engine)
+        assert {item.segment_id for item in answer.evidence} <= set(range(15))
+        return answer
+
+
+def test_stamps_that_begin_again_begin_a_new_epoch(tmp_path):
+    for _ in range(2):
+        with Engine(ScriptedModel(), config(tmp_path)) as engine:
+            watch(engine, clip(100, 104))
+            infos = engine.memory.segments()
+    assert [info.epoch for info in infos] == [0, 0, 1, 1]
+
+
+def test_another_models_memory_is_refused_and_not_touched(tiny, tmp_path):
+    with Engine(tiny, config(tmp_path)) as engine:
+        watch(engine, clip(0, 4))
+    with pytest.raises(StoreError, match='weights'):
+        Engine(load_model('tiny-random', device='cpu', seed=1), config(tmp_path))
+    with pytest.raises(StoreError, match='positions'):
+        Engine(load_model('tiny-random', device='cpu', positions='decoupled'), config(tmp_path))
+    with Engine(tiny, config(tmp_path)) as engine:
+        assert len(engine.memory) == 2
+
+
+def test_a_damaged_file_costs_its_own_segment(tiny, tmp_path, caplog):
+    with Engine(tiny, config(tmp_path)) as engine:
+        watch(engine, clip(0, 8))
+    damaged, *others = sorted((tmp_path / 'blocks').rglob('*segment*'))
+    assert others
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    with caplog.at_level(logging.WARNING), Engine(tiny, config(tmp_path)) as engine:
+        answer = ask(engine)
+        assert answer.as_of_ns == frame(7.5).stamp_ns
+        assert len(engine.memory) == 4
+    assert any(damaged.name in message for message in caplog.messages)
+
+
+def test_saved_from_memory_and_loaded(tiny, tmp_path):
+    with Engine(tiny, config(memory__kv_bits=16)) as engine:
+        watch(engine, clip(0, 8))
+        before = ask(engine)
+        engine.memory.save(tmp_path / 'day')
+        with pytest.raises(StoreError, match='not empty'):
+            engine.memory.save(tmp_path / 'day')
+    with Engine.load(tiny, tmp_path / 'day', config(memory__kv_bits=16)) as engine:
+        assert ask(engine).token_ids == before.token_ids
+        watch(engine, clip(8, 10))
+        engine.memory.save(tmp_path / 'copy')
+    with Engine.load(tiny, tmp_path / 'copy', config()) as engine:
+        assert len(engine.memory) == 5
+    with pytest.raises(StoreError, match='no memory'):
+        Engine.load(tiny, tmp_path / 'nowhere')
+
+
+def test_what_was_cleared_stays_away(tmp_path):
+    with Engine(ScriptedModel(note='seen'), config(tmp_path)) as engine:
+        watch(engine, clip(0, 10))
+        assert engine.memory.clear(before_ns=5 * S) == 2
+        assert [info.id for info in engine.memory.segments()] == [2, 3, 4]
+    with Engine(ScriptedModel(note='seen'), config(tmp_path)) as engine:
+        assert [info.id for info in engine.memory.segments()] == [2, 3, 4]
+        assert [note.segment_id for note in engine.memory.search('seen')] != []
+        watch(engine, clip(20, 22))
+        assert engine.memory.segments()[-1].id == 5
+
+
+def test_a_folder_that_cannot_be_written_ends_writing_and_nothing_else(tiny, tmp_path):
+    with Engine(tiny, config(tmp_path)) as engine:
+        watch(engine, clip(0, 4))
+        blocks = tmp_path / 'blocks'
+        blocks.rename(tmp_path / 'moved')
+        blocks.write_text('no folder any more')
+        watch(engine, clip(4, 8))
+        assert 'nothing more is written' in engine.stats().last_error
+        assert ask(engine).as_of_ns == frame(7.5).stamp_ns
+        assert len(engine.memory) == 4
+
+
+def test_answers_are_written_with_their_evidence(tmp_path):
+    with Engine(ScriptedModel(answer='a cup'), config(tmp_path)) as engine:
+        watch(engine, clip(0, 4))
+        ask(engine, 'What is that?', session='planner')
+        ask(engine, 'Which?', choices=('a cup', 'a ball'))
+    from tww_ros.memory.store import Store
+    with Store.open(tmp_path, None) as store:
+        first, second = store.answers()
+    assert (first.question, first.answer, first.session) == ('What is that?', 'a cup', 'planner')
+    assert {segment for segment, _ in first.evidence} == {0, 1}
+    assert second.choices == ('a cup', 'a ball') and len(second.probabilities) == 2
+    assert second.answer == 'a cup'
