@@ -97,6 +97,9 @@ class WatchConfig(_Checked):
              'from the last one kept there, as a share of black to white; 0 = keep all, 0.08 for '
              'cameras that stand still',
         low=0.0, high=1.0)
+    drop_unread: bool = setting(
+        False, 'dropped tokens are not even read, which saves computing; otherwise they leave '
+               'memory when their segment is no longer among the newest (memory.recent_tokens)')
     drop_refresh_s: float = setting(
         60.0, 'each place of the picture is kept at least this often, however little it changes',
         low=0.0, high=86_400.0)

@@ -212,6 +212,8 @@ class EngineStats:
     sessions: int = 0
     steps: int = 0
     step_tokens: int = 0
+    tokens_seen: int = 0
+    tokens_dropped: int = 0
     memory_bytes: int = 0
     session_bytes: int = 0
     memory_tokens: int = 0

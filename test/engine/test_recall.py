@@ -122,7 +122,7 @@ def test_all_is_seen_when_it_fits(running):
 
 def test_nothing_of_a_later_note_is_seen(running):
     """The index may know more than a question that was asked before."""
-    engine, listener = running()
+    engine, _ = running()
     found = engine.memory.search('red ball')
     assert [note.segment_id for note in found] == [0]
     assert engine.memory.search('elephant') == []

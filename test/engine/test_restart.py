@@ -44,6 +44,21 @@ def test_the_same_answer_after_a_restart(tiny, tmp_path, bits):
             assert after.token_ids == before.token_ids
 
 
+def test_what_the_next_question_looks_at_is_there_before_it_comes(tiny, tmp_path):
+    settings = {'memory__resident_tokens': 200, 'memory__recent_tokens': 200,
+                'memory__resident_note_tokens': 1_000}
+    with Engine(tiny, config(tmp_path, **settings)) as engine:
+        watch(engine, clip(0, 30))
+    with Engine(tiny, config(tmp_path, **settings)) as engine:
+        tiers = [info.tier for info in engine.memory.segments()]
+        assert tiers[0] == 'disk' and tiers[-1] == 'quantized'
+        assert tiers == sorted(tiers)
+        loaded = sum(info.tokens for info in engine.memory.segments() if info.tier != 'disk')
+        assert 100 < loaded <= 200
+        notes = [info.kv_bytes for info in engine.memory.segments() if info.tier == 'disk']
+        assert 0 < sum(map(bool, notes)) < len(notes), 'the newest notes too, and not all'
+
+
 def test_watching_goes_on_where_it_ended(tmp_path):
     for first in (0, 20, 40):
         with Engine(ScriptedModel(note='seen'), config(tmp_path)) as engine:

@@ -24,6 +24,8 @@ class Counters:
     answers_cancelled: int = 0
     steps: int = 0
     step_tokens: int = 0
+    tokens_seen: int = 0
+    tokens_dropped: int = 0
     newest_ns: int = 0
     ingest_lag_s: float = 0.0
     last_error: str = ''

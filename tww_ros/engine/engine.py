@@ -197,6 +197,7 @@ class Engine:
                 newest_ns[record.camera] = max(record.end_ns, newest_ns.get(record.camera, 0))
         self._reasoner.resume(epoch, self._archive.next_order)
         self._watcher.resume(epoch, epochs[epoch], newest_ns)
+        self._keeper.preload(epoch)
         log.info('memory of %d segments from %s', len(records), self.config.memory.folder)
 
     @property

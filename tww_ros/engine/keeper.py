@@ -18,6 +18,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+import numpy as np
+import torch
+
 from tww_ros.config import EngineConfig
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
@@ -87,8 +90,14 @@ class Keeper:
     def keep_segment(self, record: SegmentRecord) -> None:
         """Write a closed segment and its block."""
         block, picture, record.picture = record.block, record.picture, None
-        self._write(lambda: self._archive.add_segment(
-            record, block, None if picture is None else encode_thumbnail(picture)))
+        mask = np.concatenate(record.kept) if record.kept else None
+
+        def write() -> None:
+            # What is read again will not be recent.
+            kept = block if mask is None else block.keep(torch.from_numpy(mask))
+            self._archive.add_segment(record, kept if self._archive.on_disk else None,
+                                      None if picture is None else encode_thumbnail(picture))
+        self._write(write)
 
     def keep_note(self, record: SegmentRecord) -> None:
         """Write a segment's note, and make it known to the index."""
@@ -99,6 +108,20 @@ class Keeper:
         """Write an answer, if there is a folder."""
         if self._archive.on_disk:
             self._write(lambda: self._archive.add_answer(question, answer, epoch))
+
+    def preload(self, epoch: int) -> None:
+        """Bring to the device what the next question will look at, before the first one comes."""
+        memory = self._config.memory
+        items = self._bank.resident(Scope(epoch), tokens=memory.resident_tokens,
+                                    note_tokens=memory.resident_note_tokens, fetch=True)
+        for item in items:
+            if item.entry is not None:
+                continue
+            block = self._block(item)
+            if block is not None and item.place[-1]:
+                self._bank.restore_note(item.record, block)
+            elif block is not None:
+                self._bank.promote(item.record, block)
 
     def search(self, words: str, scope: Scope, limit: int) -> list[int]:
         """Segments whose notes have these words, best first."""

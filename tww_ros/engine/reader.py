@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from tww_ros.config import EngineConfig
 from tww_ros.memory.bank import MemoryBank, SegmentRecord
@@ -33,7 +34,8 @@ class PatchItem:
     """One temporal patch, encoded.
 
     time_s counts from zero_ns, the start of its epoch; pushed_s is this machine's clock. picture:
-    small, of a segment's first frame, if it is to be kept.
+    small, of a segment's first frame, if it is to be kept. keep: bool [V], the vision tokens that
+    tell something new; None = all.
     """
 
     key: SegmentKey
@@ -46,6 +48,7 @@ class PatchItem:
     pushed_s: float
     zero_ns: int = 0
     picture: np.ndarray | None = None
+    keep: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ class Reader:
         item, record = self._item, self._open[self._item.key].record
         if record.frames == 0:
             record.start_ns = item.start_ns
+        if item.keep is not None and not self._config.watch.drop_unread:
+            record.kept.append(self._kept(item.keep))
         record.frames += item.frames
         record.end_ns = item.end_ns
         record.tokens = record.block.length
@@ -177,6 +182,12 @@ class Reader:
         reading = self._open[item.key] = _Reading(record, view)
         return reading
 
+    def _kept(self, keep: np.ndarray) -> np.ndarray:
+        """bool [T]: the tokens of the patch at hand to keep; text is always kept."""
+        kept = np.ones(len(self._run), dtype=bool)
+        kept[self._run.visual] = keep
+        return kept
+
     def _patch_run(self, item: PatchItem, start: int, first: bool) -> TokenRun:
         """`<12.5 seconds>`, vision start, vision tokens, vision end: the stock layout."""
         vision = item.vision
@@ -184,12 +195,18 @@ class Reader:
         if first and self._config.watch.label_cameras:
             text = prompts.camera_label(item.key.camera) + text
         head = self._model.encode(text) + self._vision_marks[0]
-        count = vision.rows * vision.columns
         patch, after = patch_positions(vision.rows, vision.columns, start + len(head))
+        tokens, deepstack = vision.tokens, vision.deepstack
+        if item.keep is not None and self._config.watch.drop_unread:
+            # What is left stands where it would stand among all.
+            chosen = torch.from_numpy(item.keep).to(tokens.device)
+            patch, tokens = patch[:, item.keep], tokens[chosen]
+            deepstack = tuple(level[chosen] for level in deepstack)
+        count = patch.shape[1]
         tail = self._vision_marks[1]
         positions = np.concatenate((text_positions(len(head), start), patch,
                                     text_positions(len(tail), after)), axis=1)
         visual = np.zeros(positions.shape[1], dtype=bool)
         visual[len(head):len(head) + count] = True
         ids = (*head, *[self._model.video_pad_id] * count, *tail)
-        return TokenRun(ids, positions, after + len(tail), visual, vision.tokens, vision.deepstack)
+        return TokenRun(ids, positions, after + len(tail), visual, tokens, deepstack)

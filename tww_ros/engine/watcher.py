@@ -27,8 +27,9 @@ from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.memory.thumbnail import SIDE_PX
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import NS_PER_S, Frame
-from tww_ros.video.pixels import to_pixels
+from tww_ros.video.pixels import Pixels, to_pixels
 from tww_ros.video.segmentation import Event, FrameIntake, PatchReady, SegmentKey
+from tww_ros.video.token_drop import TokenDrop
 
 log = logging.getLogger(__name__)
 Mark = QuestionItem | DrainItem
@@ -65,6 +66,8 @@ class Watcher:
         self._arrived_s: dict[str, float] = {}
         self._zero_ns: dict[int, int] = {}
         self._pictured: dict[str, SegmentKey] = {}
+        self._drop = TokenDrop(config.watch, patch_size=model.patch_size,
+                               merge_size=model.merge_size)
         self._thread = threading.Thread(target=self._loop, name='tww-watcher', daemon=True)
 
     # Other threads
@@ -239,12 +242,14 @@ class Watcher:
                 continue
             frames = event.patch.frames
             try:
-                vision = self._model.encode_patch(to_pixels(
+                pixels = to_pixels(
                     [frame.image for frame in frames], patch_size=self._model.patch_size,
                     merge_size=self._model.merge_size,
                     temporal_patch_size=self._model.temporal_patch_size,
                     min_pixels=self._config.watch.min_pixels,
-                    max_pixels=self._config.watch.max_pixels))
+                    max_pixels=self._config.watch.max_pixels)
+                keep = self._keep(event, pixels)
+                vision = self._model.encode_patch(pixels)
             except Exception as error:
                 self._counters.add(frames_rejected=len(frames))
                 self._report(f'camera {frames[0].camera!r}: a patch could not be encoded', error)
@@ -256,7 +261,16 @@ class Watcher:
             self._reasoner.put(PatchItem(
                 event.segment_key, max(0, time_ns) / NS_PER_S, frames[0].stamp_ns,
                 frames[-1].stamp_ns, len(frames), vision, frames[-1].pose, self._pushed_s,
-                self._zero_ns[event.segment_key.epoch], self._picture(event)))
+                self._zero_ns[event.segment_key.epoch], self._picture(event), keep))
+
+    def _keep(self, event: PatchReady, pixels: Pixels) -> np.ndarray | None:
+        """bool [V]: the vision tokens that tell something new; None = all, nothing is dropped."""
+        if not self._config.watch.drop_threshold:
+            return None
+        keep = self._drop.keep(pixels, camera=event.segment_key.camera,
+                               epoch=event.segment_key.epoch, stamp_ns=event.patch.stamp_ns)
+        self._counters.add(tokens_seen=len(keep), tokens_dropped=int((~keep).sum()))
+        return keep
 
     def _picture(self, event: PatchReady) -> np.ndarray | None:
         """A small copy of a segment's first frame, if memory is written to a folder."""

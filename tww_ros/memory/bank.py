@@ -21,14 +21,15 @@ import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from tww_ros.config import MemoryConfig
 from tww_ros.memory.block import KVBlock
-from tww_ros.memory.quantization import Block, QuantScheme, quantize
+from tww_ros.memory.quantization import Block, QuantizedBlock, QuantScheme, quantize
 from tww_ros.memory.retrieval import KeySummary, KeyTable, QueryTap
 from tww_ros.memory.tiers import ATTENDED, DEVICE, DISK, HOST, NOTE, QUANTIZED, Move, Tiers
 from tww_ros.memory.view import Entry
@@ -71,6 +72,8 @@ class SegmentRecord:
     zero_ns: int = 0
     remembered: bool = False
     note_length: int = 0
+    # bool [T] of each patch: what stays when the segment is no longer recent; none = all.
+    kept: list[np.ndarray] = field(default_factory=list)
     tier: str = NOTE
     kv_bytes: int = 0
     kv_tokens: int = 0
@@ -151,6 +154,9 @@ class MemoryBank:
         self._note_bytes = 0
         self._note_tokens = 0
         self._words = 0
+        # Segments that still have the tokens which tell nothing new, oldest first.
+        self._whole: deque[SegmentRecord] = deque()
+        self._whole_tokens = 0
         self._keys = KeyTable()
         self._lock = threading.Lock()
         self._moving = threading.Lock()
@@ -231,6 +237,9 @@ class MemoryBank:
             if record.block is not None:
                 record.kv_tokens = record.block.length
                 self._tiers.put(record, DEVICE, record.block.nbytes)
+            if record.kept:
+                self._whole.append(record)
+                self._whole_tokens += record.kv_tokens
             mean = record.summary.mean() if record.summary is not None else None
             if mean is not None:
                 self._keys.add(record.id, mean)
@@ -238,6 +247,7 @@ class MemoryBank:
                 oldest = next(iter(self._records.values()))
                 self._forget(oldest)
                 self.forgotten.append(oldest.id)
+        self._thin()
         self._make_room(record)
 
     def attach_note(self, record: SegmentRecord, note: Note, block: KVBlock | None) -> None:
@@ -413,12 +423,37 @@ class MemoryBank:
                     self._remembered.append(record)
             self._remembered.sort(key=_order)
 
+    def promote(self, record: SegmentRecord, block: Block) -> None:
+        """Hold the KV of a segment on the device again; several: the oldest first."""
+        tier = QUANTIZED if isinstance(block, QuantizedBlock) else DEVICE
+        with self._lock:
+            if record.tier == DISK and record.id in self._records and tier in self._tiers.budgets:
+                self._tiers.take(record)
+                record.block, record.kv_tokens = block, block.length
+                self._tiers.put(record, tier, block.nbytes)
+        self._make_room(record)
+
     def restore_note(self, record: SegmentRecord, block: KVBlock) -> None:
         """Hold the keys of a note again."""
         with self._lock:
             if record.remembered and record.note_block is None and record.id in self._records:
                 self._hold_note(record, block)
         self._make_room(record)
+
+    def _thin(self) -> None:
+        """Take the tokens that tell nothing new from segments that are no longer recent."""
+        while self._whole and (self._whole_tokens - self._whole[0].kv_tokens
+                               >= self._config.recent_tokens):
+            record = self._whole.popleft()
+            self._whole_tokens -= record.kv_tokens
+            block, mask = record.block, np.concatenate(record.kept)
+            record.kept = []
+            if not isinstance(block, KVBlock) or len(mask) != block.length or mask.all():
+                continue
+            thinned = block.keep(torch.from_numpy(mask))
+            with self._lock:
+                if record.tier == DEVICE and record.block is block:
+                    self._tiers.replace(record, thinned)
 
     def _make_room(self, record: SegmentRecord) -> None:
         if self.background is None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tww_ros.memory.bank import SegmentRecord
+    from tww_ros.memory.quantization import Block
 
 DEVICE, QUANTIZED, HOST, DISK, NOTE = TIERS = ('device', 'quantized', 'host', 'disk', 'note')
 # Those whose blocks can be attended to where they are.
@@ -61,6 +62,12 @@ class Tiers:
             self.used[record.tier] -= record.kv_bytes
             self.tokens[record.tier] -= record.kv_tokens
             record.tier, record.kv_bytes = NOTE, 0
+
+    def replace(self, record: SegmentRecord, block: Block) -> None:
+        """Put a smaller block in the place of a record's."""
+        self.used[record.tier] += block.nbytes - record.kv_bytes
+        self.tokens[record.tier] += block.length - record.kv_tokens
+        record.block, record.kv_bytes, record.kv_tokens = block, block.nbytes, block.length
 
     def newest_first(self, tiers: tuple[str, ...]) -> Iterator[SegmentRecord]:
         """The records of these tiers."""
