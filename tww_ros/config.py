@@ -162,6 +162,10 @@ class NoteConfig(_Checked):
     window_tokens: int = setting(
         4_096, 'a note attends to at most this many source tokens, newest segments first',
         low=0, high=1_048_576)
+    episode_notes: int = setting(
+        16, 'notes that are summed up in one episode when not all fit into a view '
+            '(memory.resident_note_tokens); 0 = never', low=0, high=1_000)
+    episode_max_new_tokens: int = setting(96, 'longest episode, in tokens', low=1, high=4_096)
     backlog: int = setting(
         16, 'segments waiting for their note; beyond it the oldest gets none (counted)',
         low=1, high=10_000)

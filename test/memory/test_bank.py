@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tww_ros.config import MemoryConfig
-from tww_ros.memory.bank import MemoryBank, Scope, SegmentRecord
+from tww_ros.memory.bank import MemoryBank, SegmentRecord
 from tww_ros.memory.block import BlockShape, KVBlock
+from tww_ros.memory.notes import Scope
 from tww_ros.types import Note
 
 # 512 bytes a token, so the smallest budget of 65,536 bytes holds 128 tokens.

@@ -25,7 +25,8 @@ from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.recall import Fetch, Search, recall
 from tww_ros.engine.sessions import Round, Session, Sessions
 from tww_ros.errors import NothingSeenError
-from tww_ros.memory.bank import MemoryBank, Resident, Scope
+from tww_ros.memory.bank import MemoryBank
+from tww_ros.memory.notes import Resident, Scope
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import Answer, Evidence, Question
@@ -148,13 +149,21 @@ class _Stream:
 def _evidence(view: View, seen: list[Resident], mass: torch.Tensor) -> tuple[Evidence, ...]:
     """Segments by their share of the attention mass, highest first; note and video together."""
     total = float(mass.sum()) or 1.0
-    records = {item.record.id: item.record for item in seen}
-    shares = dict.fromkeys(records, 0.0)
+    # A segment and its note share an id and a share; an episode has its own.
+    items = {item.entry.segment_id: item for item in seen}
+    shares = dict.fromkeys(items, 0.0)
     for part, share in zip(view.parts, mass.tolist(), strict=False):
         if part.segment_id is not None:
             shares[part.segment_id] += share / total
     best = sorted(shares, key=lambda key: (-shares[key], key))[:MAX_EVIDENCE]
-    return tuple(
-        Evidence(r.id, r.camera, r.start_ns, r.end_ns, shares[r.id], r.tier,
-                 r.note.text if r.note else '', r.pose)
-        for r in (records[key] for key in best))
+    return tuple(_told_of(items[key], shares[key]) for key in best)
+
+
+def _told_of(item: Resident, share: float) -> Evidence:
+    r = item.record
+    if item.told is not None and item.told.parts:
+        episode = item.told.note
+        return Evidence(episode.segment_id, r.camera, episode.start_ns, episode.end_ns, share,
+                        'note', episode.text, r.pose)
+    return Evidence(r.id, r.camera, r.start_ns, r.end_ns, share, r.tier,
+                    r.note.text if r.note else '', r.pose)

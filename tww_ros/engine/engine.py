@@ -190,6 +190,9 @@ class Engine:
         if not records:
             return
         self._bank.restore(records)
+        for episode in self._archive.episodes():
+            self._bank.restore_episode(episode.segment_id, episode.last_id, episode.text,
+                                       episode.tokens)
         epoch = max(record.epoch for record in records)
         newest_ns: dict[str, int] = {}
         for record in records:

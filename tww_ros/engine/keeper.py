@@ -26,11 +26,12 @@ from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
 from tww_ros.errors import StoreError
 from tww_ros.memory.archive import Archive
-from tww_ros.memory.bank import MemoryBank, Resident, Scope, SegmentRecord
+from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.notes import Resident, Scope
 from tww_ros.memory.quantization import Block
 from tww_ros.memory.thumbnail import encode_thumbnail
 from tww_ros.model.protocol import StepModel
-from tww_ros.types import Answer, Question
+from tww_ros.types import Answer, Note, Question
 
 log = logging.getLogger(__name__)
 Task = Callable[[], None]
@@ -104,6 +105,10 @@ class Keeper:
         note, block = record.note, record.note_block
         self._write(lambda: self._archive.add_note(record, note, block))
 
+    def keep_episode(self, episode: Note, last_id: int) -> None:
+        """Write an episode."""
+        self._write(lambda: self._archive.add_episode(episode, last_id))
+
     def keep_answer(self, question: Question, answer: Answer, epoch: int) -> None:
         """Write an answer, if there is a folder."""
         if self._archive.on_disk:
@@ -118,8 +123,8 @@ class Keeper:
             if item.entry is not None:
                 continue
             block = self._block(item)
-            if block is not None and item.place[-1]:
-                self._bank.restore_note(item.record, block)
+            if block is not None and item.told is not None:
+                self._bank.restore_note(item.told, block)
             elif block is not None:
                 self._bank.promote(item.record, block)
 
@@ -180,8 +185,10 @@ class Keeper:
     def _block(self, item: Resident) -> Block | None:
         """The block of a segment or note that is not on the device."""
         record = item.record
-        if item.place[-1]:
-            block = record.note_block or self._archive.read_note(record)
+        if item.told is not None:
+            # Keys of episodes are not on disk; their words are, and are read again.
+            block = item.told.block or (
+                None if item.told.parts else self._archive.read_note(record))
         else:
             block = record.block or record.away or self._archive.read_segment(record)
             if block is None:

@@ -67,6 +67,10 @@ class Memory:
         """Every note remembered, oldest segment first."""
         return self._bank.notes()
 
+    def episodes(self) -> list[Note]:
+        """What sums up the oldest notes; segment_id: of the first segment of each."""
+        return self._bank.episodes()
+
     def search(self, words: str, limit: int = 10) -> list[Note]:
         """Notes with any of these words, best first."""
         self._flush(FLUSH_S)

@@ -33,7 +33,7 @@ from tww_ros.engine.cpu import limit_threads
 from tww_ros.engine.desk import Desk
 from tww_ros.engine.job import Job
 from tww_ros.engine.keeper import Keeper
-from tww_ros.engine.noting import write_note
+from tww_ros.engine.noting import write_episode, write_note
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem, Reader
 from tww_ros.engine.sessions import Session, Sessions
@@ -42,7 +42,8 @@ from tww_ros.errors import (
     QuestionError,
     TwwError,
 )
-from tww_ros.memory.bank import MemoryBank, Scope, SegmentRecord
+from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.notes import Scope, Told
 from tww_ros.memory.view import Entry
 from tww_ros.model.protocol import StepModel
 from tww_ros.model.run import Span
@@ -94,10 +95,12 @@ class _Answering:
 
 @dataclass(eq=False)
 class _Noting:
-    """A note waiting or under way; what it sees is fixed when writing begins."""
+    """A note (or an episode) waiting or under way; what it sees is fixed when writing begins."""
 
     record: SegmentRecord
     job: Job | None = None
+    # What an episode sums up; a note has none.
+    parts: tuple[Told, ...] = ()
 
 
 class Reasoner:
@@ -124,6 +127,7 @@ class Reasoner:
         self._notes: deque[_Noting] = deque()
         self._drains: list[tuple[tuple[_Noting, ...], threading.Event]] = []
         self._newest_epoch = 0
+        self._no_episode_at = -1
         self._yielded = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name='tww-reasoner', daemon=True)
@@ -344,8 +348,18 @@ class Reasoner:
             self._keeper.keep_answer(pending.question, pending.result(), scope.epoch)
 
     def _begin_note(self) -> None:
+        if not self._notes:
+            self._sum_up()
         while self._notes and self._notes[0].job is None:
             noting = self._notes[0]
+            if noting.parts:
+                try:
+                    noting.job = Job(write_episode(
+                        self._model, self._config, self._bank, noting.parts,
+                        Entry(self._reader.sink, 'source'), self._keeper.keep_episode))
+                except Exception as error:
+                    self._broken(noting, error)
+                continue
             record, memory = noting.record, self._config.memory
             seen = self._bank.resident(
                 Scope(record.epoch, until=record.order), tokens=self._config.note.window_tokens,
@@ -355,6 +369,15 @@ class Reasoner:
                                             Entry(self._reader.sink, 'source'), seen, self._noted))
             except Exception as error:
                 self._broken(noting, error)
+
+    def _sum_up(self) -> None:
+        """Nothing is to be noted: bring the oldest notes together, if there are too many."""
+        if self._bank.change == self._no_episode_at:
+            return
+        parts = self._bank.next_episode(self._config.memory.resident_note_tokens,
+                                        self._config.note.episode_notes)
+        if parts:
+            self._notes.append(_Noting(parts[-1].record, parts=parts))
 
     def _noted(self, note: Note) -> None:
         self._counters.add(notes_written=1)
@@ -436,6 +459,11 @@ class Reasoner:
             item = self._reader.abandon()
             self._counters.add(frames_rejected=item.frames if item else 0)
             self._report('a patch could not be read', error)
+        elif isinstance(owner, _Noting) and owner.parts:
+            self._notes.remove(owner)
+            # Not again with the same notes.
+            self._no_episode_at = self._bank.change
+            self._report('an episode could not be written', error)
         elif isinstance(owner, _Noting):
             self._notes.remove(owner)
             self._counters.add(notes_skipped=1)

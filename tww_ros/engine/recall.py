@@ -17,7 +17,9 @@ from concurrent.futures import Future
 
 from tww_ros.config import EngineConfig
 from tww_ros.engine.job import Program
-from tww_ros.memory.bank import Block, MemoryBank, Resident, Scope
+from tww_ros.memory.bank import MemoryBank
+from tww_ros.memory.notes import Resident, Scope, with_block
+from tww_ros.memory.quantization import Block
 from tww_ros.memory.retrieval import QueryTap, fuse, summary_layers
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model.protocol import StepModel
@@ -58,7 +60,7 @@ def recall(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: Entry
         blocks = yield fetch(away)
         blocks = dict(zip(map(id, away), blocks, strict=True))
         seen = [_filled(item, blocks[id(item)]) if item.entry is None else item for item in seen]
-        yield from _read_again(model, config, bank, sink, seen)
+        yield from read_again(model, config, bank, sink, seen)
     return [item for item in seen if item.entry is not None]
 
 
@@ -72,16 +74,17 @@ def _probe(model: StepModel, sink: Entry, ids: Sequence[int], tap: QueryTap) -> 
 def _filled(item: Resident, block: Block | None) -> Resident:
     if block is None:
         return item
-    side = 'target' if item.place[-1] else 'source'
-    return item._replace(entry=Entry(block, side, item.record.id))
+    if item.told is not None:
+        return with_block(item.told, block)
+    return item._replace(entry=Entry(block, 'source', item.record.id))
 
 
-def _read_again(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: Entry,
+def read_again(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: Entry,
                 seen: list[Resident]) -> Program[None]:
     """Compute the keys of notes that have none, as many a step as fit into a chunk."""
     view = lay_out([sink], model.scheme)
-    waiting = [(index, note_ids(model, item.record.note)) for index, item in enumerate(seen)
-               if item.entry is None and item.place[-1]]
+    waiting = [(index, note_ids(model, item.told.note)) for index, item in enumerate(seen)
+               if item.entry is None and item.told is not None]
     while waiting:
         taken, spans = [], []
         while waiting and (not taken or sum(len(span.run) for span in spans)
@@ -91,7 +94,7 @@ def _read_again(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: 
             spans.append(_note_span(model, view, ids))
         yield spans
         for index, span in zip(taken, spans, strict=True):
-            bank.restore_note(seen[index].record, span.block)
+            bank.restore_note(seen[index].told, span.block)
             seen[index] = _filled(seen[index], span.block)
 
 

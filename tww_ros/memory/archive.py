@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from tww_ros.errors import StoreError
-from tww_ros.memory.bank import Scope, SegmentRecord
+from tww_ros.memory.bank import SegmentRecord
 from tww_ros.memory.block import BlockShape, KVBlock
+from tww_ros.memory.notes import Scope, Told
 from tww_ros.memory.quantization import Block, QuantizedBlock, QuantScheme, quantize
 from tww_ros.memory.retrieval import asks_for_first
 from tww_ros.memory.store import Store
@@ -77,6 +78,12 @@ class Archive:
             if self.on_disk and block is not None:
                 self._add_block(record.id, NOTES, block)
 
+    def add_episode(self, episode: Note, last_id: int) -> None:
+        """Add an episode about the segments from its own to `last_id`."""
+        self.store.add_note(StoredNote(
+            episode.segment_id, episode.text, 'episode', last_id, episode.tokens,
+            episode.finish_reason, episode.seconds))
+
     def add_answer(self, question: Question, answer: Answer, epoch: int) -> None:
         """Add a question with its answer."""
         self.store.add_answer(StoredAnswer(
@@ -126,6 +133,11 @@ class Archive:
             until=scope.until, oldest_first=asks_for_first(words))
         return list(dict.fromkeys(hit.last_id for hit in hits))
 
+    def episodes(self) -> list[StoredNote]:
+        """The episodes that the folder remembers, in the order in which they were written."""
+        return sorted((note for note in self.store.notes() if note.kind == 'episode'),
+                      key=lambda note: note.id)
+
     def restore(self) -> tuple[list[SegmentRecord], Mapping[int, int]]:
         """Everything that the folder remembers, oldest first, without its KV; and the epochs."""
         blocks: dict[int, dict[str, int]] = {}
@@ -143,8 +155,8 @@ class Archive:
             if found is not None:
                 record.note = Note(row.id, row.camera, row.start_ns, row.end_ns, found.text,
                                    found.tokens, found.finish_reason, found.seconds)
-                record.remembered = NOTES in held
-                record.note_length = held.get(NOTES, 0)
+                if NOTES in held:
+                    record.told = Told(record, record.note, None, held[NOTES], 0)
             if SEGMENT in held:
                 self._written.append(row.id)
             records.append(record)

@@ -13,22 +13,20 @@ list operations only, never while a block is converted, written or attended to.
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
-import operator
 import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from tww_ros.config import MemoryConfig
 from tww_ros.memory.block import KVBlock
+from tww_ros.memory.notes import NoteBook, Resident, Scope, Told
 from tww_ros.memory.quantization import Block, QuantizedBlock, QuantScheme, quantize
 from tww_ros.memory.retrieval import KeySummary, KeyTable, QueryTap
 from tww_ros.memory.tiers import ATTENDED, DEVICE, DISK, HOST, NOTE, QUANTIZED, Move, Tiers
@@ -37,9 +35,9 @@ from tww_ros.types import Note, Pose, SegmentInfo
 
 log = logging.getLogger(__name__)
 
-# Of the budget for notes, the part that notes found for a question may take from the newest.
-FOUND_SHARE = 0.5
-_order = operator.attrgetter('order')
+# About what the layout of an episode takes beside its words.
+LAYOUT_TOKENS = 8
+
 
 
 @dataclass(eq=False)
@@ -47,9 +45,7 @@ class SegmentRecord:
     """One segment in the bank.
 
     `block` can be attended to; it is None in the later tiers: there `away` holds it (host), or the
-    folder (disk), or nothing. `remembered`: its note is one to attend to; then a `note_block` of
-    None means that its keys are gone and its words are not. note_length: tokens of a note with its
-    layout.
+    folder (disk), or nothing. told: its note, if that is one to attend to.
     """
 
     id: int
@@ -63,15 +59,13 @@ class SegmentRecord:
     closed_by: str = ''
     block: Block | None = None
     note: Note | None = None
-    note_block: KVBlock | None = None
+    told: Told | None = None
     pose: Pose | None = None
     away: Block | None = None
     summary: KeySummary | None = None
     # Of its first frame, until it is written. zero_ns: first stamp of its epoch.
     picture: np.ndarray | None = None
     zero_ns: int = 0
-    remembered: bool = False
-    note_length: int = 0
     # bool [T] of each patch: what stays when the segment is no longer recent; none = all.
     kept: list[np.ndarray] = field(default_factory=list)
     tier: str = NOTE
@@ -79,7 +73,11 @@ class SegmentRecord:
     kv_tokens: int = 0
     # When it came, in changes of the bank; a question sees what came before it.
     added: int = 0
-    noted: int = 0
+
+    @property
+    def note_block(self) -> KVBlock | None:
+        """The keys of its note, if they are held."""
+        return self.told.block if self.told is not None else None
 
     @property
     def nbytes(self) -> int:
@@ -91,40 +89,6 @@ class SegmentRecord:
         return SegmentInfo(self.id, self.order, self.camera, self.epoch, self.start_ns,
                            self.end_ns, self.frames, self.tokens, self.nbytes, self.tier,
                            self.closed_by, self.note.text if self.note else '', self.pose)
-
-
-class Resident(NamedTuple):
-    """An entry with its place in time: (order of the segment, 0 segment | 1 note).
-
-    entry is None when it has to be fetched first.
-    """
-
-    place: tuple[int, ...]
-    entry: Entry | None
-    record: SegmentRecord
-
-
-class Scope(NamedTuple):
-    """Which memory a question may look at: one epoch, up to some moment.
-
-    cameras: empty = all. window: ns, inclusive. until: order of the last segment. change: the
-    bank's `change` at that moment.
-    """
-
-    epoch: int
-    cameras: tuple[str, ...] = ()
-    window: tuple[int, int] | None = None
-    until: int | None = None
-    change: int | None = None
-
-    def holds(self, record: SegmentRecord) -> bool:
-        """Whether a segment is in it."""
-        return (record.epoch == self.epoch
-                and not (self.cameras and record.camera not in self.cameras)
-                and not (self.until is not None and record.order > self.until)
-                and not (self.change is not None and record.added > self.change)
-                and not (self.window and (record.end_ns < self.window[0]
-                                          or record.start_ns > self.window[1])))
 
 
 class MemoryBank:
@@ -147,13 +111,7 @@ class MemoryBank:
         self._tiers = Tiers({tier: size for tier, size in budgets.items()
                              if size or tier == DEVICE})
         self._records: OrderedDict[int, SegmentRecord] = OrderedDict()
-        # Those with a note to attend to, by order.
-        self._remembered: list[SegmentRecord] = []
-        # Those of them whose keys are held.
-        self._note_holders: list[SegmentRecord] = []
-        self._note_bytes = 0
-        self._note_tokens = 0
-        self._words = 0
+        self._book = NoteBook()
         # Segments that still have the tokens which tell nothing new, oldest first.
         self._whole: deque[SegmentRecord] = deque()
         self._whole_tokens = 0
@@ -173,6 +131,11 @@ class MemoryBank:
         """Every segment remembered, oldest first."""
         with self._lock:
             return [record.info() for record in self._records.values()]
+
+    def episodes(self) -> list[Note]:
+        """Every episode that stands for notes, oldest first; segment_id: of its first segment."""
+        with self._lock:
+            return [told.note for told in self._book.episodes]
 
     def records(self) -> list[SegmentRecord]:
         """Their records."""
@@ -195,13 +158,13 @@ class MemoryBank:
     @property
     def nbytes(self) -> int:
         """Bytes of KV of segments and notes in the memory of this machine, all tiers but disk."""
-        return self._note_bytes + sum(size for tier, size in self._tiers.used.items()
+        return self._book.nbytes + sum(size for tier, size in self._tiers.used.items()
                                       if tier != DISK)
 
     @property
     def tokens(self) -> int:
         """Tokens of these."""
-        return self._note_tokens + sum(count for tier, count in self._tiers.tokens.items()
+        return self._book.tokens + sum(count for tier, count in self._tiers.tokens.items()
                                        if tier != DISK)
 
     @property
@@ -209,13 +172,13 @@ class MemoryBank:
         """Bytes by tier; notes count on the device."""
         with self._lock:
             used = dict(self._tiers.used)
-            used[DEVICE] += self._note_bytes
+            used[DEVICE] += self._book.nbytes
             return used
 
     @property
     def note_tokens(self) -> int:
         """Tokens of the notes whose keys are held."""
-        return self._note_tokens
+        return self._book.tokens
 
     @property
     def newest_order(self) -> int:
@@ -259,13 +222,27 @@ class MemoryBank:
             if record.id not in self._records:
                 return
             self.change += 1
-            record.note, record.noted = note, self.change
+            record.note = note
             if block is not None:
-                record.remembered, record.note_length = True, block.length
-                self._words += block.length
-                bisect.insort(self._remembered, record, key=_order)
-                self._hold_note(record, block)
+                record.told = Told(record, note, block, block.length, self.change)
+                self._book.add(record.told)
         self._make_room(record)
+
+    def attach_episode(self, parts: Sequence[Told], note: Note, block: KVBlock) -> None:
+        """Put an episode in the place of notes, if they are all still there."""
+        last = parts[-1].record
+        with self._lock:
+            if any(part.record.id not in self._records for part in parts):
+                return
+            self.change += 1
+            self._book.add(Told(last, note, block, block.length, self.change, tuple(parts)))
+        self._make_room(last)
+
+    def next_episode(self, tokens: int, count: int) -> tuple[Told, ...]:
+        """Notes that should be summed up: `count` of the oldest, when all have more than
+        `tokens`."""
+        with self._lock:
+            return self._book.run(tokens, count)
 
     def get(self, segment_id: int) -> SegmentRecord | None:
         """The record of one segment, or None when it was forgotten."""
@@ -299,12 +276,18 @@ class MemoryBank:
         """
         with self._lock:
             chosen = self._choose_segments(scope, tokens, recent_tokens, found, fetch)
-            chosen += self._choose_notes(scope, note_tokens, found, fetch)
+            notes = [record.told for record in map(self._records.get, found)
+                     if record is not None and record.told is not None]
+            # Keys that are nowhere are computed again only for what the question is about.
+            chosen += self._book.choose(scope, note_tokens, notes, lost_found=fetch,
+                                        lost=fetch and self._on_disk is not None)
         return sorted(chosen, key=lambda item: item.place)
 
     def exceeds(self, tokens: int, note_tokens: int) -> tuple[bool, bool]:
-        """Whether there are more tokens of segments, and of notes, than these."""
-        return sum(self._tiers.tokens.values()) > tokens, self._words > note_tokens
+        """Whether there is more than fits into these: of segments, and of notes (or of what was
+        summed up)."""
+        return (sum(self._tiers.tokens.values()) > tokens,
+                self._book.words > note_tokens or self._book.summed_up)
 
     def match(self, tap: QueryTap, scope: Scope, limit: int) -> list[int]:
         """Segments by how well their keys match a question's queries, best first."""
@@ -342,32 +325,6 @@ class MemoryBank:
             waiting = next(recent, None)
         return list(chosen.values())
 
-    def _choose_notes(self, scope: Scope, tokens: int, found: Sequence[int],
-                      fetch: bool) -> list[Resident]:
-        left, chosen = tokens, {}
-        # Keys that are nowhere are computed again only for what the question is about.
-        stored = fetch and self._on_disk is not None
-        for segment_id in found:
-            record = self._records.get(segment_id)
-            if record is not None and self._note_counts(record, scope, fetch):
-                if left - record.note_length >= tokens * (1 - FOUND_SHARE):
-                    left -= record.note_length
-                    chosen[segment_id] = _note(record)
-        for record in reversed(self._remembered):
-            if record.epoch < scope.epoch:
-                break
-            if record.id not in chosen and self._note_counts(record, scope, stored):
-                left -= record.note_length
-                if left < 0:
-                    break
-                chosen[record.id] = _note(record)
-        return list(chosen.values())
-
-    def _note_counts(self, record: SegmentRecord, scope: Scope, lost_too: bool) -> bool:
-        return (record.remembered and (lost_too or record.note_block is not None)
-                and scope.holds(record)
-                and not (scope.change is not None and record.noted > scope.change))
-
     @staticmethod
     def _in_scope(records: Iterable[SegmentRecord], scope: Scope) -> Iterator[SegmentRecord]:
         for record in records:
@@ -384,12 +341,12 @@ class MemoryBank:
             while True:
                 with self._lock:
                     newest = next(reversed(self._records.values()), None)
-                    move = self._tiers.next_move(newest, {DEVICE: self._note_bytes}, slack_bytes)
+                    move = self._tiers.next_move(newest, {DEVICE: self._book.nbytes}, slack_bytes)
                     if move is None:
                         spare = self._spare_note(newest, slack_bytes)
                         if spare is None:
                             return
-                        self._drop_note(spare)
+                        self._book.drop(spare)
                         continue
                 self._move(move)
 
@@ -398,7 +355,7 @@ class MemoryBank:
         """Whether `settle` has something to do."""
         with self._lock:
             newest = next(reversed(self._records.values()), None)
-            return (self._tiers.next_move(newest, {DEVICE: self._note_bytes}) is not None
+            return (self._tiers.next_move(newest, {DEVICE: self._book.nbytes}) is not None
                     or self._spare_note(newest, 0) is not None)
 
     def lose(self, *segment_ids: int) -> None:
@@ -413,15 +370,25 @@ class MemoryBank:
         with self._lock:
             for record in records:
                 self.change += 1
-                record.added = record.noted = self.change
+                record.added = self.change
                 self._records[record.id] = record
                 self._newest_order = max(self._newest_order, record.order)
                 if record.tier == DISK:
                     self._tiers.put(record, DISK, 0)
-                if record.remembered:
-                    self._words += record.note_length
-                    self._remembered.append(record)
-            self._remembered.sort(key=_order)
+                if record.told is not None:
+                    record.told.noted = self.change
+                    self._book.add(record.told)
+
+    def restore_episode(self, first_id: int, last_id: int, text: str, tokens: int) -> None:
+        """Take in an episode that an archive remembers; the notes that it sums up are there."""
+        with self._lock:
+            parts = self._book.top_between(first_id, last_id)
+            if parts:
+                first, last = next(parts[0].notes).record, parts[-1].record
+                self.change += 1
+                note = Note(first.id, last.camera, min(part.note.start_ns for part in parts),
+                            max(part.note.end_ns for part in parts), text, tokens, 'stop', 0.0)
+                self._book.add(Told(last, note, None, tokens + LAYOUT_TOKENS, self.change, parts))
 
     def promote(self, record: SegmentRecord, block: Block) -> None:
         """Hold the KV of a segment on the device again; several: the oldest first."""
@@ -433,12 +400,12 @@ class MemoryBank:
                 self._tiers.put(record, tier, block.nbytes)
         self._make_room(record)
 
-    def restore_note(self, record: SegmentRecord, block: KVBlock) -> None:
+    def restore_note(self, told: Told, block: KVBlock) -> None:
         """Hold the keys of a note again."""
         with self._lock:
-            if record.remembered and record.note_block is None and record.id in self._records:
-                self._hold_note(record, block)
-        self._make_room(record)
+            if told.block is None and told.record.id in self._records:
+                self._book.hold(told, block)
+        self._make_room(told.record)
 
     def _thin(self) -> None:
         """Take the tokens that tell nothing new from segments that are no longer recent."""
@@ -488,43 +455,24 @@ class MemoryBank:
             record.away = block if target == HOST else None
             self._tiers.put(record, target, size)
 
-    def _hold_note(self, record: SegmentRecord, block: KVBlock) -> None:
-        record.note_block = block
-        bisect.insort(self._note_holders, record, key=_order)
-        self._note_bytes += block.nbytes
-        self._note_tokens += block.length
-
-    def _drop_note(self, record: SegmentRecord) -> None:
-        if record.note_block is not None:
-            self._note_bytes -= record.note_block.nbytes
-            self._note_tokens -= record.note_block.length
-            self._note_holders.remove(record)
-            record.note_block = None
-
-    def _spare_note(self, newest: SegmentRecord | None, slack_bytes: int) -> SegmentRecord | None:
+    def _spare_note(self, newest: SegmentRecord | None, slack_bytes: int) -> Told | None:
         """When no segment is left to move: the oldest note, whose keys go."""
-        device = self._tiers.used[DEVICE] + self._note_bytes
+        device = self._tiers.used[DEVICE] + self._book.nbytes
         if device <= self._config.device_bytes + slack_bytes:
             return None
-        return next((r for r in self._note_holders[:2] if r is not newest), None)
+        return self._book.oldest_held(but=newest)
 
     def _forget(self, record: SegmentRecord) -> None:
         del self._records[record.id]
         self._tiers.take(record)
-        self._drop_note(record)
         record.block = record.away = None
         self._keys.remove(record.id)
-        if record.remembered:
-            self._remembered.remove(record)
-            self._words -= record.note_length
+        if record.told is not None:
+            self._book.forget(record.told)
+            record.told = None
 
 
 def _segment(record: SegmentRecord) -> Resident:
     entry = None if record.block is None else Entry(record.block, 'source', record.id)
     return Resident((record.order, 0), entry, record)
-
-
-def _note(record: SegmentRecord) -> Resident:
-    entry = None if record.note_block is None else Entry(record.note_block, 'target', record.id)
-    return Resident((record.order, 1), entry, record)
 

@@ -30,8 +30,9 @@ class PromptStyle:
 
     *_prefix stands before what is generated, on the target side; *_ends are the marks that end it;
     *_closer is fed behind it, so that it begins with the mark. question_* frame the user's words
-    on the source side. A note that says idle_note, and no more, is reported and not remembered:
-    it would only take room among those that say something.
+    on the source side. An episode is written like a note, behind the notes that it sums up. A
+    note that says idle_note, and no more, is reported and not remembered: it would only take room
+    among those that say something.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PromptStyle:
     note_prefix: str
     note_ends: tuple[str, ...]
     note_closer: str
+    episode_prefix: str
     idle_note: str = ''
 
     def question(self, text: str, choices: tuple[str, ...]) -> str:
@@ -96,6 +98,8 @@ STOCK = PromptStyle(
     note_prefix=f'In one short sentence, note what is new in the newest frames.{_ASSISTANT}',
     note_ends=(IM_END, END_OF_TEXT),
     note_closer=_REOPEN,
+    episode_prefix='Sum up these notes in one or two short sentences: what happened, where, when.'
+                   f'{_ASSISTANT}',
 )
 
 TWW = PromptStyle(
@@ -110,6 +114,8 @@ TWW = PromptStyle(
     note_prefix='[SEG THINK]\n',
     note_ends=(END_OF_NOTE, IM_END, END_OF_TEXT),
     note_closer=END_OF_NOTE,
+    # It knows no other; behind notes alone there is nothing else to write about.
+    episode_prefix='[SEG THINK]\n',
     idle_note='nothing new',
 )
 

@@ -28,7 +28,7 @@ SETTINGS = {
     'watch.sample_fps': 1.0, 'watch.segment_s': 1.5, 'watch.min_pixels': 9_216,
     'watch.max_pixels': 9_216, 'memory.read_window_tokens': 66, 'memory.resident_tokens': 176,
     'memory.resident_note_tokens': 4_096, 'note.window_tokens': 24, 'note.max_new_tokens': 64,
-    'answer.session_tokens': 1_024,
+    'answer.session_tokens': 1_024, 'note.episode_notes': 0,
 }
 SCHEME: Scheme = 'continuous'
 # One token each: the layout costs little, and 'Answer: ' is the same before an open answer and
