@@ -25,7 +25,7 @@ from tww_ros.memory.store_schema import (
     StoredBlock,
     StoredNote,
     StoredSegment,
-    match_any,
+    terms,
 )
 
 if TYPE_CHECKING:
@@ -157,24 +157,31 @@ class StoreReader:
 
     def search(self, text: str, *, limit: int = 10, epoch: int | None = None,
                cameras: Collection[str] = (), window: tuple[int, int] | None = None,
-               until: int | None = None, oldest_first: bool = False) -> list[Hit]:
+               until: int | None = None, oldest_first: bool = False,
+               every: bool = False) -> list[Hit]:
         """Notes and episodes with any of the words, the best first (BM25; score: more is better).
 
         until: only segments up to this order. oldest_first: among equally good ones; otherwise the
-        newest. An episode counts when one of its segments does. No word matches everything.
+        newest. every: with all of the words that occur in any note, by time alone. An episode
+        counts when one of its segments does. No word matches everything.
         """
-        expression = match_any(text)
-        if not expression:
+        words = terms(text)
+        if every:
+            words = [word for word in words if self._rows(
+                'SELECT 1 FROM notes_index WHERE notes_index MATCH ? LIMIT 1', (word,))]
+        if not words:
             return []
+        expression = (' AND ' if every else ' OR ').join(words)
         where, values = _where(epoch, cameras, window, until)
         direction = 'ASC' if oldest_first else 'DESC'
+        best = '' if every else 'score DESC,'
         rows = self._rows(
             f"""SELECT notes.segment_id, -bm25(notes_index) AS score, last_id, kind, notes.text
                 FROM notes_index JOIN notes ON notes.id = notes_index.rowid
                 WHERE notes_index MATCH ? AND EXISTS (
                     SELECT 1 FROM segments
                     WHERE id BETWEEN notes.segment_id AND notes.last_id AND {where})
-                ORDER BY score DESC, (SELECT place FROM segments WHERE id = last_id) {direction},
+                ORDER BY {best} (SELECT place FROM segments WHERE id = last_id) {direction},
                     notes.id {direction}
                 LIMIT ?""", (expression, *values, limit))
         return [Hit(*row) for row in rows]

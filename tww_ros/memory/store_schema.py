@@ -74,6 +74,15 @@ STOP_WORDS = frozenset(
     'shall should may might must of in on at to from by with for about into and or but if as than '
     'so what which who whom whose when where why how there here any some ever s t re ve ll d m '
     'please tell show find see seen saw'.split())
+# Forms that the index's stemmer does not bring back to the word that a note uses.
+IRREGULAR = {
+    form: word for word, forms in {
+        'break': 'broke broken', 'bring': 'brought', 'build': 'built', 'carry': 'carried',
+        'catch': 'caught', 'come': 'came', 'drive': 'drove driven', 'fall': 'fell fallen',
+        'give': 'gave given', 'go': 'went gone', 'hold': 'held', 'leave': 'leaving',
+        'lie': 'lying lain', 'lose': 'lost', 'ride': 'rode ridden', 'run': 'ran', 'sit': 'sat',
+        'stand': 'stood', 'take': 'took taken', 'throw': 'threw thrown', 'wear': 'wore worn',
+    }.items() for form in forms.split()}
 # A pasted page is not a better question.
 MOST_TERMS = 64
 
@@ -258,11 +267,11 @@ def clean(text: str) -> str:
     return text.encode('utf-8', 'replace').decode()
 
 
-def match_any(text: str) -> str:
-    """FTS5 expression for notes with any telling word of `text`; '' when it has no word.
+def terms(text: str) -> list[str]:
+    """FTS5 expressions of the telling words of `text`, each by itself; none when it has no word.
 
     Every word is quoted, so that nothing of it is taken for syntax.
     """
     words = list(dict.fromkeys(re.findall(r'\w+', clean(text).lower())))
     telling = [word for word in words if word not in STOP_WORDS] or words
-    return ' OR '.join(f'"{word}"' for word in telling[:MOST_TERMS])
+    return [f'"{IRREGULAR.get(word, word)}"' for word in telling[:MOST_TERMS]]
