@@ -127,13 +127,12 @@ class Archive:
         return self._read(record.id, NOTES)
 
     def search(self, words: str, scope: Scope, limit: int) -> list[int]:
-        """Segments whose notes have these words, best first: those with all of them by time, then
-        those with any of them by how telling these are."""
-        where = {'limit': limit, 'epoch': scope.epoch, 'cameras': scope.cameras,
-                 'window': scope.window, 'until': scope.until,
-                 'oldest_first': asks_for_first(words)}
-        every, some = (self.store.search(words, **where, every=every) for every in (True, False))
-        return list(dict.fromkeys(hit.last_id for hit in (*every, *some)))[:limit]
+        """Segments whose notes have these words, best first; among equals by the time that the
+        words ask about."""
+        hits = self.store.search(
+            words, limit=limit, epoch=scope.epoch, cameras=scope.cameras, window=scope.window,
+            until=scope.until, oldest_first=asks_for_first(words))
+        return list(dict.fromkeys(hit.last_id for hit in hits))
 
     def episodes(self) -> list[StoredNote]:
         """The episodes that the folder remembers, in the order in which they were written."""

@@ -3,12 +3,12 @@
 In: rankings of segments (by the words of their notes, by their keys), the question's words. Out:
 one ranking, best first. It knows nothing of text indexes, models or budgets.
 
-    by words   the store's index of notes (FTS5, BM25): 'red ball' finds every note that names it
+    by words   the store's index of notes (FTS5): 'red ball' finds every note that names it
     by keys    how strongly the question's own queries match a segment's mean keys, layer by layer
 
-Rankings are joined by reciprocal rank (Cormack et al., 2009), because a BM25 score and a product
-of keys have no common scale. Words such as 'first' or 'last' say which end of a run of equally
-good notes is meant.
+Rankings are joined by reciprocal rank (Cormack et al., 2009), because the worth of words and a
+product of keys have no common scale. Words such as 'first' or 'last' say which end of a run of
+equally good notes is meant.
 
     letters   L layers   H key-value heads   G queries that share one   D head size   T tokens
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -157,33 +158,37 @@ class StoreReader:
 
     def search(self, text: str, *, limit: int = 10, epoch: int | None = None,
                cameras: Collection[str] = (), window: tuple[int, int] | None = None,
-               until: int | None = None, oldest_first: bool = False,
-               every: bool = False) -> list[Hit]:
-        """Notes and episodes with any of the words, the best first (BM25; score: more is better).
+               until: int | None = None, oldest_first: bool = False) -> list[Hit]:
+        """Notes and episodes with any of the words, the best first.
 
-        until: only segments up to this order. oldest_first: among equally good ones; otherwise the
-        newest. every: with all of the words that occur in any note, by time alone. An episode
-        counts when one of its segments does. No word matches everything.
+        score: the sum of what the words that occur are worth, a rare one more than a common one
+        (inverse document frequency, Robertson and Spärck Jones 1976). How often a word occurs in a
+        note and how long a note is do not count, so that notes with the same words are equally
+        good, and time decides: the newest first, or oldest_first. until: only segments up to this
+        order. An episode counts when one of its segments does. No word matches everything.
         """
-        words = terms(text)
-        if every:
-            words = [word for word in words if self._rows(
-                'SELECT 1 FROM notes_index WHERE notes_index MATCH ? LIMIT 1', (word,))]
-        if not words:
+        total = self._rows('SELECT count(*) FROM notes')[0][0]
+        found = [(word, self._rows('SELECT count(*) FROM notes_index WHERE notes_index MATCH ?',
+                                   (word,))[0][0]) for word in terms(text)]
+        worth = {word: math.log(1 + (total - count + 0.5) / (count + 0.5))
+                 for word, count in found if count}
+        if not worth:
             return []
-        expression = (' AND ' if every else ' OR ').join(words)
         where, values = _where(epoch, cameras, window, until)
         direction = 'ASC' if oldest_first else 'DESC'
-        best = '' if every else 'score DESC,'
+        each = 'SELECT rowid AS note, ? AS worth FROM notes_index WHERE notes_index MATCH ?'
         rows = self._rows(
-            f"""SELECT notes.segment_id, -bm25(notes_index) AS score, last_id, kind, notes.text
-                FROM notes_index JOIN notes ON notes.id = notes_index.rowid
-                WHERE notes_index MATCH ? AND EXISTS (
+            f"""SELECT notes.segment_id, round(sum(worth), 9) AS score, last_id, kind, notes.text
+                FROM ({' UNION ALL '.join([each] * len(worth))})
+                JOIN notes ON notes.id = note
+                WHERE EXISTS (
                     SELECT 1 FROM segments
                     WHERE id BETWEEN notes.segment_id AND notes.last_id AND {where})
-                ORDER BY {best} (SELECT place FROM segments WHERE id = last_id) {direction},
+                GROUP BY note
+                ORDER BY score DESC, (SELECT place FROM segments WHERE id = last_id) {direction},
                     notes.id {direction}
-                LIMIT ?""", (expression, *values, limit))
+                LIMIT ?""",
+            (*(value for word in worth for value in (worth[word], word)), *values, limit))
         return [Hit(*row) for row in rows]
 
     # Inside
