@@ -9,7 +9,7 @@
     needles   questions about seconds in hours; first tokens late and early            _long
     hours     bytes of memory and process, hour by hour                                _long
     recall    whether the search brings back what proves an answer                     _find
-    crash     kill -9 while writing                                                    _crash
+    crash     kill -9 while writing, and while watching                        _crash, _killed
     reopen    first answers after a restart                                            _reopen
 
 Where answers count, the embedded model gives them; without it those parts are left out.
@@ -24,6 +24,7 @@ from pathlib import Path
 from _crash import measure_crash
 from _drop import THRESHOLD, measure_drop
 from _find import measure_recall
+from _killed import measure_killed_engine
 from _kv import EMBEDDED, measure_kv
 from _long import measure_hours, measure_needles
 from _reopen import measure_reopening
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
             measure_kv(report, quick)
         elif part == 'crash':
             measure_crash(report, quick)
+            measure_killed_engine(report, quick)
         elif part == 'drop':
             measure_drop(report, quick)
             if model is not None:

@@ -126,3 +126,24 @@ def test_nothing_of_a_later_note_is_seen(running):
     found = engine.memory.search('red ball')
     assert [note.segment_id for note in found] == [0]
     assert engine.memory.search('elephant') == []
+
+
+def test_segments_are_found_by_keys_and_stand_among_the_newest(tiny):
+    """A real model, a view for a few segments only: the newest, and some that were looked up."""
+    flat = {**SMALL, 'note.enabled': False, 'step.deterministic': True,
+            'memory.resident_tokens': 220, 'memory.recent_tokens': 80,
+            'memory.retrieved_segments': 3}
+    views = []
+    with Engine(tiny, EngineConfig.from_flat(flat)) as engine:
+        watch(engine, clip(0, 40))
+        tokens = engine.memory.segments()[0].tokens
+        for retrieved in (True, False):
+            answer = engine.ask(Question('Is there a cup?', session=str(retrieved),
+                                         max_new_tokens=2)).result(WAIT_S)
+            views.append(answer.reused_tokens)
+            seen = {item.segment_id for item in answer.evidence}
+            newest = {19 - number for number in range(80 // tokens)}
+            assert newest <= seen
+            assert len(seen - newest) >= 3
+            assert answer.reused_tokens <= 220 + 20
+    assert views[0] == views[1]
