@@ -8,7 +8,7 @@ read. It knows nothing of pixels, questions or tokens.
     start: nothing | start: red ball center left, cover back right
     14 s: put red ball center left, 3 so far
     30 s: move red ball from center left to back right
-    44 s: swap red ball to front right and blue box to center left
+    44 s: swap blue box to center left and red ball to front right
     51 s: cover | uncover red ball center left
     70 s: take red ball from center left
     nothing new
@@ -106,8 +106,9 @@ def event_text(event: Event, puts: int) -> str:
     if event.kind == 'move':
         return f'move {name} from {PLACES[event.from_place]} to {place}'
     if event.kind == 'swap':
-        return (f'swap {name} to {place} and {event.other.name} to '
-                f'{PLACES[event.from_place]}')
+        # In the order of the places: who was taken first cannot be seen.
+        first, second = sorted([(event.place, name), (event.from_place, event.other.name)])
+        return f'swap {first[1]} to {PLACES[first[0]]} and {second[1]} to {PLACES[second[0]]}'
     if event.kind == 'take':
         return f'take {name} from {place}'
     return f'{event.kind} {name} {place}'
