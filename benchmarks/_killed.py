@@ -8,6 +8,7 @@ segments it has. All of these must be there, each with its note and a KV block t
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,8 @@ def killed_at(folder: Path, after_s: float) -> int:
             process.wait(after_s)
         except subprocess.TimeoutExpired:
             process.kill()
+        if process.wait() != -signal.SIGKILL:
+            raise RuntimeError(f'the engine ended by itself, with {process.returncode}')
         rest = process.stdout.read().splitlines()
     # A line that was cut off by the kill tells nothing.
     return max([told, *(int(line) for line in rest[:-1])])

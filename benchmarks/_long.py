@@ -141,9 +141,9 @@ def questions(cutter: Cutter, rng: random.Random) -> list[TableQuestion]:
     return list(made.values())
 
 
-def first_token_s(engine: Engine) -> float:
+def first_token_s(engine: Engine, probes: int = PROBES) -> float:
     """Median over some questions, each in a session of its own, while nothing else happens."""
     asked = [engine.ask(Question(f'Has there ever been a {thing.name}?', session=f'probe {n}',
                                  max_new_tokens=2)).result(WAIT_S).first_token_s
-             for n, thing in enumerate(THINGS[:PROBES])]
+             for n, thing in enumerate(THINGS[:probes])]
     return median(asked)

@@ -33,18 +33,21 @@ def measure_reopening(report: Report, model: StepModel, settings: dict, quick: b
             for frame in watch(needle_world(TEST_SEEDS[8_000], float(frames)), frames):
                 engine.feed(frame, WAIT_S)
             engine.drain(WAIT_S)
-            running = first_token_s(engine)
+            running = first_token_s(engine, 1)
+            settled = first_token_s(engine)
             count = len(engine.memory)
             written = engine.memory.tier_bytes['disk']
         started_s = time.perf_counter()
         engine = Engine(model, config)
         opened_s = time.perf_counter() - started_s
         with engine:
-            reopened = first_token_s(engine)
+            # The first one alone is what somebody waits for.
+            reopened = first_token_s(engine, 1)
     report.add('reopened_segments', count)
     report.add('reopened_folder_bytes', written)
     report.add('reopening_s', opened_s)
-    report.add('first_token_running_ms', running * 1e3)
+    report.add('first_token_running_ms', settled * 1e3)
+    report.add('first_token_running_first_ms', running * 1e3)
     report.add('first_token_reopened_ms', reopened * 1e3)
-    report.add('first_token_reopened_to_running', reopened / running)
+    report.add('first_token_reopened_to_running', reopened / settled)
     report.target('first_token_reopened_to_running', '<=', 2.0)

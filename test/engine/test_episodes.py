@@ -9,7 +9,8 @@ from tww_ros import Engine, EngineConfig, Question
 from tww_ros.model.scripted import ScriptedModel
 
 # A scripted note with its layout has about 110 tokens.
-SETTINGS = {**SMALL, 'memory.resident_note_tokens': 1_000, 'note.episode_notes': 4}
+SETTINGS = {**SMALL, 'memory.resident_note_tokens': 1_000, 'note.episode_notes': 4,
+            'note.backlog': 100}
 
 
 def model(episode='much happened'):

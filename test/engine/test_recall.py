@@ -114,6 +114,15 @@ def test_a_note_whose_keys_are_gone_is_read_again(running):
     assert any('red ball' in words for words in seen)
 
 
+def test_a_window_of_the_past_is_answered_from_words_alone(running):
+    engine, listener = running(head_dim=128, memory__device_bytes=65_536,
+                               memory__host_bytes=0, memory__kv_bits=16)
+    old = engine.memory.segments()[2]
+    assert old.kv_bytes == 0 and old.tier == 'note'
+    seen = notes_seen(engine, listener, 'What?', window=(old.start_ns, old.end_ns))
+    assert len(seen) == 1 and THINGS[2] in seen[0]
+
+
 def test_all_is_seen_when_it_fits(running):
     engine, listener = running(memory__resident_note_tokens=100_000)
     seen = notes_seen(engine, listener, 'Where?')

@@ -103,9 +103,10 @@ def test_a_damaged_file_costs_its_own_segment(tiny, tmp_path, caplog):
     assert others
     damaged.write_bytes(damaged.read_bytes()[:-7])
     with caplog.at_level(logging.WARNING), Engine(tiny, config(tmp_path)) as engine:
-        answer = ask(engine)
-        assert answer.as_of_ns == frame(7.5).stamp_ns
-        assert len(engine.memory) == 4
+        for _ in range(2):
+            assert ask(engine).as_of_ns == frame(7.5).stamp_ns
+        assert sum(info.tier == 'note' for info in engine.memory.segments()) == 1
+        assert len(engine.memory) == len(engine.memory.notes()) == 4
     assert any(damaged.name in message for message in caplog.messages)
 
 
@@ -124,6 +125,40 @@ def test_saved_from_memory_and_loaded(tiny, tmp_path):
         assert len(engine.memory) == 5
     with pytest.raises(StoreError, match='no memory'):
         Engine.load(tiny, tmp_path / 'nowhere')
+
+
+def test_a_folder_keeps_its_budget(tiny, tmp_path):
+    """KV goes first, oldest segment first; words stay."""
+    cap = 400_000
+    with Engine(tiny, config(tmp_path, memory__disk_bytes=cap, memory__kv_bits=16,
+                             memory__device_bytes=65_536, memory__host_bytes=0)) as engine:
+        sizes = []
+        for second in range(0, 24, 2):
+            watch(engine, clip(second, second + 2))
+            sizes.append(engine.memory.tier_bytes['disk'])
+        infos = engine.memory.segments()
+        largest = max(info.kv_bytes for info in infos) + 300_000
+        assert max(sizes) <= cap + largest and max(sizes) > cap / 2
+        assert infos[0].tier == 'note' and infos[-1].tier == 'device'
+        assert len(engine.memory.notes()) == 12
+        assert engine.stats().last_error == ''
+
+
+def test_clearing_all_the_time_stops_nothing(tmp_path):
+    with Engine(ScriptedModel(note='seen'), EngineConfig.from_flat({
+            **SMALL, 'memory.folder': str(tmp_path), 'note.max_new_tokens': 6,
+            'memory.resident_note_tokens': 300, 'note.episode_notes': 3,
+            'memory.max_segments': 6})) as engine:
+        for second in range(0, 60, 2):
+            for one in clip(second, second + 2):
+                engine.push(one)
+            engine.memory.clear(before_ns=max(0, second - 4) * S)
+        assert engine.drain(WAIT_S)
+        assert 'no longer written' not in engine.stats().last_error
+        assert 'nothing more' not in engine.stats().last_error
+        expected = [info.id for info in engine.memory.segments()]
+    with Engine(ScriptedModel(note='seen'), config(tmp_path)) as engine:
+        assert [info.id for info in engine.memory.segments()] == expected
 
 
 def test_what_was_cleared_stays_away(tmp_path):

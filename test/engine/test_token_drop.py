@@ -49,6 +49,16 @@ def test_unread_tokens_are_never_in_memory(tiny):
     assert answer.completion_tokens == 2
 
 
+@pytest.mark.parametrize('bits', [3, 16])
+def test_blocks_that_leave_the_device_early_are_thinned_on_the_way(tiny, bits):
+    whole = run(tiny, watch__drop_threshold=0.0)[1]
+    infos = run(tiny, memory__device_bytes=65_536, memory__kv_bits=bits)[1]
+    assert infos[5].tier == ('quantized' if bits == 3 else 'host')
+    # 16 cells twice a segment, of which nothing is left.
+    token_bytes = tiny.block_shape.token_bytes * (1 if bits == 16 else 3.25 / 32)
+    assert infos[5].kv_bytes <= (whole[5].tokens - 32) * token_bytes * 1.05
+
+
 @pytest.mark.parametrize('segments', [1, 3])
 def test_read_tokens_leave_with_their_segment_s_youth(tiny, segments):
     whole = run(tiny, watch__drop_threshold=0.0)[1]

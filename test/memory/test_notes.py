@@ -108,7 +108,18 @@ def test_epochs_are_not_mixed_in_an_episode():
     notes = [told(number, epoch=number // 3) for number in range(6)]
     for note in notes:
         book.add(note)
-    assert book.run(tokens=10, count=4) == tuple(notes[:3])
+    assert book.words == 30, 'of the newest epoch'
+    assert book.run(tokens=10, count=4) == ()
+    assert book.run(tokens=10, count=3) == tuple(notes[3:])
+
+
+def test_what_could_not_be_summed_up_is_left_as_it_is():
+    book, notes = filled(6)
+    for note in book.run(tokens=10, count=3):
+        note.kept = True
+    assert book.run(tokens=10, count=3) == tuple(notes[3:])
+    book.add(episode(notes[3:], noted=20))
+    assert choose(book) == ['n0', 'n1', 'n2', 'e5'] and book.run(tokens=10, count=3) == ()
 
 
 def test_forgetting_the_oldest_notes_and_then_their_episode():
@@ -117,8 +128,16 @@ def test_forgetting_the_oldest_notes_and_then_their_episode():
     book.forget(notes[0])
     book.forget(notes[1])
     assert choose(book)[0] == 'e2', 'it still tells of the third'
+    assert choose(book, Scope(0, change=19))[0] == 'n2', 'what was forgotten answers no more'
     book.forget(notes[2])
     assert choose(book) == ['n3', 'n4', 'n5'] and book.words == 30
+
+
+def test_notes_that_outlive_the_end_of_their_episode():
+    book, notes = filled(4)
+    book.add(episode(notes[:3], noted=20))
+    book.forget(notes[2])
+    assert choose(book) == ['n0', 'n1', 'n3'] and book.words == 30
 
 
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12),

@@ -28,6 +28,7 @@ from tww_ros.engine.keeper import Keeper
 from tww_ros.engine.memory import Memory, identity_of, open_archive, quant_scheme
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
+from tww_ros.engine.recall import note_ids
 from tww_ros.engine.sessions import Sessions
 from tww_ros.engine.watcher import Watcher
 from tww_ros.errors import (
@@ -38,6 +39,7 @@ from tww_ros.errors import (
     UnknownCameraError,
 )
 from tww_ros.memory.bank import MemoryBank
+from tww_ros.memory.store_files import DATABASE
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import AnswerPiece, EngineStats, Frame, Note, Question, SegmentInfo
 
@@ -49,7 +51,7 @@ CHARACTERS_PER_TOKEN = 16
 
 
 class Engine:
-    """One model, one memory, two threads. A context manager, or call start() and close()."""
+    """One model, one memory, three threads. A context manager, or call start() and close()."""
 
     def __init__(self, model: StepModel, config: EngineConfig | None = None, *,
                  on_note: Callable[[Note], None] | None = None,
@@ -62,7 +64,8 @@ class Engine:
         self.config = config or EngineConfig.from_flat(model.settings)
         model.set_attention(self.config.step.attention)
         identity = identity_of(model)
-        self._archive = open_archive(model, self.config.memory, identity)
+        self._bank: MemoryBank | None = None
+        self._archive = open_archive(model, self.config.memory, identity, self._went)
         scheme = quant_scheme(model, self.config.memory)
         self._bank = MemoryBank(self.config.memory, scheme,
                                 self._archive.has if self._archive.on_disk else None)
@@ -73,13 +76,19 @@ class Engine:
         self._reasoner = Reasoner(model, self._bank, self._keeper, self._sessions, self.config,
                                   self._counters, _guarded(on_note), _guarded(on_segment))
         self._watcher = Watcher(model, self._reasoner, self.config, self._counters)
-        self.memory = Memory(self._bank, self._archive, identity, self._keeper.flush)
-        self._resume()
+        self.memory = Memory(self._bank, self._archive, identity, self._keeper)
+        self._bank.on_forgotten = self._keeper.forget
+        try:
+            self._resume()
+        except BaseException:
+            # Or the folder would stay locked.
+            self._archive.store.close()
+            raise
         self._state = 'new'
         self._state_lock = threading.Lock()
 
     def start(self) -> Engine:
-        """Start both threads."""
+        """Start the threads."""
         with self._state_lock:
             if self._state != 'new':
                 raise EngineClosedError(f'the engine is {self._state}; make a new one')
@@ -90,7 +99,7 @@ class Engine:
         return self
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Stop both threads; open questions fail. False when a thread did not end in time."""
+        """Stop the threads; open questions fail. False when a thread did not end in time."""
         with self._state_lock:
             self._state = 'closed'
         end_s = time.monotonic() + timeout_s
@@ -101,8 +110,6 @@ class Engine:
         # Last: what the others leave is still written.
         self._keeper.stop()
         keeper_ended = self._keeper.join(max(0.1, end_s - time.monotonic()))
-        if keeper_ended:
-            self._archive.store.close()
         return reasoner_ended and watcher_ended and keeper_ended
 
     def __enter__(self) -> Engine:
@@ -115,7 +122,7 @@ class Engine:
     def load(cls, model: StepModel, folder: str | Path, config: EngineConfig | None = None,
              **listeners: Any) -> Engine:
         """An engine that goes on with the memory in a folder; StoreError when there is none."""
-        if not Path(folder).expanduser().is_dir():
+        if not (Path(folder).expanduser() / DATABASE).is_file():
             raise StoreError(f'there is no memory at {folder}; expected a folder that was saved')
         config = config or EngineConfig.from_flat(model.settings)
         memory = dataclasses.replace(config.memory, folder=str(folder))
@@ -172,6 +179,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and the present state."""
         counted = self._counters.snapshot()
+        counted['last_error'] = self._keeper.problem or counted['last_error']
         counted['segments'] = len(self.memory) + self._reasoner.open_segments
         return EngineStats(
             **counted,
@@ -187,21 +195,29 @@ class Engine:
     def _resume(self) -> None:
         """Take up what the folder remembers."""
         records, epochs = self._archive.restore()
-        if not records:
+        if not records and not epochs:
             return
         self._bank.restore(records)
         for episode in self._archive.episodes():
+            note = Note(episode.segment_id, '', 0, 0, episode.text, episode.tokens, '', 0.0)
             self._bank.restore_episode(episode.segment_id, episode.last_id, episode.text,
-                                       episode.tokens)
-        epoch = max(record.epoch for record in records)
+                                       episode.tokens, len(note_ids(self.model, note)))
+        epoch = max([*epochs, *(record.epoch for record in records)])
         newest_ns: dict[str, int] = {}
         for record in records:
             if record.epoch == epoch:
                 newest_ns[record.camera] = max(record.end_ns, newest_ns.get(record.camera, 0))
         self._reasoner.resume(epoch, self._archive.next_order)
-        self._watcher.resume(epoch, epochs[epoch], newest_ns)
+        zero_ns = epochs.get(epoch, min(newest_ns.values(), default=0))
+        self._watcher.resume(epoch, zero_ns, newest_ns)
         self._keeper.preload(epoch)
         log.info('memory of %d segments from %s', len(records), self.config.memory.folder)
+
+    def _went(self, segment_id: int, name: str) -> None:
+        """The folder's cap removed something: a segment's KV, its note's, or all of it ('')."""
+        if name in ('', 'segment') and self._bank is not None:
+            self._archive.lose(segment_id)
+            self._bank.lose(segment_id)
 
     @property
     def _watching(self) -> bool:

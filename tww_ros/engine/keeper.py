@@ -13,7 +13,9 @@ written, `problem` says why, and the engine goes on.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -24,7 +26,7 @@ import torch
 from tww_ros.config import EngineConfig
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
-from tww_ros.errors import StoreError
+from tww_ros.errors import ConfigError, StoreError
 from tww_ros.memory.archive import Archive
 from tww_ros.memory.bank import MemoryBank, SegmentRecord
 from tww_ros.memory.notes import Resident, Scope
@@ -35,6 +37,8 @@ from tww_ros.types import Answer, Note, Question
 
 log = logging.getLogger(__name__)
 Task = Callable[[], None]
+# With more waiting to be written, segments are written without their KV.
+HELD_TASKS = 16
 
 
 class Keeper:
@@ -53,7 +57,6 @@ class Keeper:
         self._tasks: deque[Task] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._busy = False
         self.problem = ''
         self._thread = threading.Thread(target=self._loop, name='tww-keeper', daemon=True)
 
@@ -73,37 +76,70 @@ class Keeper:
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread's end; False when it did not come."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        if self._thread.ident is None:
+            self._archive.store.close()
+            return True
+        self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything that came has been moved and written; False on timeout."""
+        if self._thread.ident is None:
+            return True
+        end_s = time.monotonic() + timeout_s
+        passed = threading.Event()
+        self._do(passed.set)
+        if not passed.wait(timeout_s):
+            return False
         with self._changed:
             return self._changed.wait_for(
-                lambda: not (self._tasks or self._busy or self._bank.over_budget), timeout_s)
-
-    @property
-    def waiting(self) -> int:
-        """Things that are still to be written or moved."""
-        return len(self._tasks)
+                lambda: self._stopping or not self._bank.over_budget(),
+                max(0.0, end_s - time.monotonic()))
 
     def keep_segment(self, record: SegmentRecord) -> None:
         """Write a closed segment and its block."""
-        block, picture, record.picture = record.block, record.picture, None
+        picture, record.picture = record.picture, None
         mask = np.concatenate(record.kept) if record.kept else None
+        # A disk that is slower than the stream must not hold more and more of it in memory.
+        block = record.block if len(self._tasks) < HELD_TASKS else None
+        if block is not None:
+            self._archive.promise(record.id)
 
         def write() -> None:
-            # What is read again will not be recent.
-            kept = block if mask is None else block.keep(torch.from_numpy(mask))
-            self._archive.add_segment(record, kept if self._archive.on_disk else None,
-                                      None if picture is None else encode_thumbnail(picture))
+            if self._bank.get(record.id) is not record:
+                return
+            kept, jpeg = block, None
+            try:
+                if kept is not None and mask is not None and len(mask) == kept.length:
+                    kept = kept.keep(torch.from_numpy(mask))
+                jpeg = None if picture is None else encode_thumbnail(picture)
+                self._archive.add_segment(record, kept, jpeg)
+            except (RuntimeError, ValueError, ConfigError) as error:
+                # Without room to convert it: the segment is written without its KV.
+                self._lose(record)
+                self._archive.add_segment(record, None, jpeg)
+                self._report(f'the KV of segment {record.id} was not written', error)
+            except StoreError:
+                self._lose(record)
+                raise
         self._write(write)
 
     def keep_note(self, record: SegmentRecord) -> None:
         """Write a segment's note, and make it known to the index."""
         note, block = record.note, record.note_block
-        self._write(lambda: self._archive.add_note(record, note, block))
+
+        def write() -> None:
+            if self._bank.get(record.id) is record:
+                self._archive.add_note(record, note, block)
+        self._write(write)
+
+    def forget(self, segment_ids: list[int]) -> None:
+        """Remove segments from the folder and the index."""
+        self._write(lambda: self._archive.remove(segment_ids))
+
+    def clear(self, before_ns: int) -> None:
+        """Remove what ended before a stamp."""
+        self._write(lambda: self._archive.clear(before_ns))
 
     def keep_episode(self, episode: Note, last_id: int) -> None:
         """Write an episode."""
@@ -163,27 +199,38 @@ class Keeper:
         limit_threads(self._device, 1)
         while True:
             with self._changed:
-                self._busy = False
                 self._changed.notify_all()
-                while not self._tasks and not self._stopping and not self._bank.over_budget:
+                while not (self._tasks or self._stopping or self._bank.over_budget()):
                     self._changed.wait()
                 if not self._tasks and self._stopping:
-                    return
+                    break
                 task = self._tasks.popleft() if self._tasks else self._bank.settle
-                self._busy = True
             try:
                 task()
             except Exception as error:
                 self._report('memory could not be moved', error)
+        self._archive.store.close()
 
-    def _bring(self, items: Sequence[Resident], future: Future) -> None:
+    def _bring(self, items: Sequence[Resident], future: Future, again: bool = True) -> None:
+        blocks = [self._block(item, last=not again) for item in items]
+        late = any(block is None and item.told is None and self._archive.has(item.record)
+                   for block, item in zip(blocks, items, strict=True))
+        if late and again and not self._inline:
+            # It is still to be written: behind that, once.
+            self._do(lambda: self._bring(items, future, again=False))
+            return
+        future.set_result(blocks)
+
+    def _block(self, item: Resident, last: bool = True) -> Block | None:
+        """The block of a segment or note that is not on the device; None when it cannot be had.
+        last: a segment that is not found will not be."""
         try:
-            future.set_result([self._block(item) for item in items])
+            return self._find_block(item, last)
         except Exception as error:
-            future.set_exception(error)
+            self._report(f'the KV of segment {item.record.id} could not be fetched', error)
+            return None
 
-    def _block(self, item: Resident) -> Block | None:
-        """The block of a segment or note that is not on the device."""
+    def _find_block(self, item: Resident, last: bool) -> Block | None:
         record = item.record
         if item.told is not None:
             # Keys of episodes are not on disk; their words are, and are read again.
@@ -191,8 +238,8 @@ class Keeper:
                 None if item.told.parts else self._archive.read_note(record))
         else:
             block = record.block or record.away or self._archive.read_segment(record)
-            if block is None:
-                self._bank.lose(record)
+            if block is None and last:
+                self._lose(record)
         return None if block is None else block.to(self._device)
 
     def _write(self, task: Task) -> None:
@@ -202,13 +249,19 @@ class Keeper:
                 return
             try:
                 task()
-                forgotten = self._bank.forgotten
-                self._archive.remove([forgotten.popleft() for _ in range(len(forgotten))])
-                self._bank.lose(*self._archive.over_cap())
             except StoreError as error:
-                self.problem = str(error)
-                self._report('nothing more is written to the folder of the memory', error)
+                if isinstance(error.__cause__, sqlite3.IntegrityError):
+                    # What it is about was removed meanwhile.
+                    self._report('a row was not written', error)
+                    return
+                where = self._config.memory.folder or 'the index of notes'
+                self.problem = f'nothing more is written to {where}: {error}'
+                self._report('memory is no longer written', error)
         self._do(write)
+
+    def _lose(self, record: SegmentRecord) -> None:
+        self._archive.lose(record.id)
+        self._bank.lose(record.id)
 
     def _report(self, what: str, error: Exception) -> None:
         self._counters.last_error = f'{what}: {type(error).__name__}: {error}'

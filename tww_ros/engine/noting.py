@@ -59,8 +59,8 @@ def write_episode(model: StepModel, config: EngineConfig, bank: MemoryBank,
                    max(part.note.end_ns for part in parts),
                    model.style.clean_note(model.decode(ids)), len(ids), finish_reason,
                    time.monotonic() - started_s)
-    bank.attach_episode(parts, episode, block)
-    on_episode(episode, last.id)
+    if bank.attach_episode(parts, episode, block):
+        on_episode(episode, last.id)
 
 
 def _write(model: StepModel, config: EngineConfig, view: View, prefix: str,

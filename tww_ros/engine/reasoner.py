@@ -127,7 +127,6 @@ class Reasoner:
         self._notes: deque[_Noting] = deque()
         self._drains: list[tuple[tuple[_Noting, ...], threading.Event]] = []
         self._newest_epoch = 0
-        self._no_episode_at = -1
         self._yielded = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name='tww-reasoner', daemon=True)
@@ -244,7 +243,7 @@ class Reasoner:
                     self._end(answering)
             except Exception as error:
                 self._broken(answering, error)
-        while not self._reader.busy and not (self._config.step.deterministic and self._unfinished):
+        while not self._reader.busy and not self._waits_for_all():
             with self._changed:
                 if not self._inbox:
                     break
@@ -267,9 +266,12 @@ class Reasoner:
                 done.set()
         self._drains = [drain for drain in self._drains if not drain[1].is_set()]
 
-    @property
-    def _unfinished(self) -> bool:
-        """Whether a note or an answer is still to be written."""
+    def _waits_for_all(self) -> bool:
+        """Deterministic: whether a note or an answer must be written before the inbox goes on."""
+        if not self._config.step.deterministic:
+            return False
+        if not self._notes:
+            self._sum_up()
         return bool(self._notes or self._waiting or self._answers)
 
     def _take(self, item: Item) -> None:
@@ -372,8 +374,6 @@ class Reasoner:
 
     def _sum_up(self) -> None:
         """Nothing is to be noted: bring the oldest notes together, if there are too many."""
-        if self._bank.change == self._no_episode_at:
-            return
         parts = self._bank.next_episode(self._config.memory.resident_note_tokens,
                                         self._config.note.episode_notes)
         if parts:
@@ -404,7 +404,7 @@ class Reasoner:
 
         Not for ever: with one question after the other notes are still written.
         """
-        urgent = any(a.pending.first_token_s is None for a in self._answers)
+        urgent = any(a.pending.first_token_s is None and a.job.spans for a in self._answers)
         self._yielded = self._yielded + 1 if urgent and self._yielded < NOTE_PATIENCE else 0
         return self._yielded > 0
 
@@ -461,8 +461,8 @@ class Reasoner:
             self._report('a patch could not be read', error)
         elif isinstance(owner, _Noting) and owner.parts:
             self._notes.remove(owner)
-            # Not again with the same notes.
-            self._no_episode_at = self._bank.change
+            for told in owner.parts:
+                told.kept = True
             self._report('an episode could not be written', error)
         elif isinstance(owner, _Noting):
             self._notes.remove(owner)

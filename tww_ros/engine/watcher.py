@@ -251,6 +251,8 @@ class Watcher:
                 keep = self._keep(event, pixels)
                 vision = self._model.encode_patch(pixels)
             except Exception as error:
+                # What changed in it was not seen: the next patch is kept whole.
+                self._drop.forget(event.segment_key.camera)
                 self._counters.add(frames_rejected=len(frames))
                 self._report(f'camera {frames[0].camera!r}: a patch could not be encoded', error)
                 continue

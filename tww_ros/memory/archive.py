@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,37 +36,47 @@ class Archive:
     """Writes and reads one store. shape: of the model's blocks."""
 
     def __init__(self, store: Store, shape: BlockShape, scheme: QuantScheme | None, *,
-                 on_disk: bool, disk_bytes: int = 0) -> None:
+                 on_disk: bool, measure: Callable[[Note], int] = lambda note: 0) -> None:
         """scheme: of segments on disk; None writes them as they are. on_disk: whether the store
-        has a folder. disk_bytes: most that it may hold; 0 = no limit."""
+        has a folder. measure: tokens of a note as it stands in memory; 0 = it is not attended to.
+        """
         self.store = store
         self.on_disk = on_disk
+        self._measure = measure
         self._shape = dataclasses.replace(shape, device=torch.device('cpu'))
         self._scheme = scheme
-        self._disk_bytes = disk_bytes
-        # Segments whose KV is on disk, oldest first.
-        self._written: deque[int] = deque()
+        # Segments whose KV is on disk, or will be when the keeper comes to it.
+        self._held: set[int] = set()
         self._epochs: set[int] = set(store.epochs())
 
     # Writing
 
+    def promise(self, segment_id: int) -> None:
+        """A segment's KV is about to be written."""
+        if self.on_disk:
+            self._held.add(segment_id)
+
+    def lose(self, segment_id: int) -> None:
+        """A segment's KV is not on disk."""
+        self._held.discard(segment_id)
+
     def add_segment(self, record: SegmentRecord, block: Block | None,
                     thumbnail: bytes | None = None) -> None:
-        """Add a closed segment with its block."""
+        """Add a closed segment with its block, if there is one."""
         stored = StoredSegment(
             record.id, record.order, record.camera, record.epoch, record.start_ns, record.end_ns,
             record.frames, record.tokens, record.closed_by, record.pose)
+        if self._scheme is not None and isinstance(block, KVBlock) and self.on_disk:
+            block = quantize(block, self._scheme)
         with self.store.transaction():
             if record.epoch not in self._epochs:
                 self.store.add_epoch(record.epoch, record.zero_ns)
             self.store.add_segment(stored, thumbnail)
             if self.on_disk and block is not None:
-                if self._scheme is not None and isinstance(block, KVBlock):
-                    block = quantize(block, self._scheme)
                 self._add_block(record.id, SEGMENT, block)
         self._epochs.add(record.epoch)
         if self.on_disk and block is not None:
-            self._written.append(record.id)
+            self._held.add(record.id)
 
     def add_note(self, record: SegmentRecord, note: Note, block: KVBlock | None) -> None:
         """Add the note of a segment; one that is not attended to has no block."""
@@ -94,18 +103,12 @@ class Archive:
 
     def remove(self, segment_ids: list[int]) -> None:
         """Forget segments with all that is about them."""
-        if segment_ids:
-            self.store.remove(segment_ids)
+        self._held.difference_update(segment_ids)
+        self.store.remove(segment_ids)
 
-    def over_cap(self) -> list[int]:
-        """Remove the oldest KV until the folder is within its budget; the segments it was of."""
-        gone = []
-        while (self._disk_bytes and len(self._written) > 1
-               and self.store.nbytes > self._disk_bytes):
-            oldest = self._written.popleft()
-            self.store.drop_block(oldest, SEGMENT)
-            gone.append(oldest)
-        return gone
+    def clear(self, before_ns: int) -> None:
+        """Forget what ended before a stamp."""
+        self.store.clear(before_ns)
 
     @property
     def next_order(self) -> int:
@@ -114,7 +117,7 @@ class Archive:
 
     def has(self, record: SegmentRecord) -> bool:
         """Whether a segment's KV is on disk."""
-        return bool(self._written) and record.id >= self._written[0]
+        return record.id in self._held
 
     # Reading
 
@@ -131,7 +134,7 @@ class Archive:
         words ask about."""
         hits = self.store.search(
             words, limit=limit, epoch=scope.epoch, cameras=scope.cameras, window=scope.window,
-            until=scope.until, oldest_first=asks_for_first(words))
+            until=scope.until, oldest_first=asks_for_first(words), kind='note')
         return list(dict.fromkeys(hit.last_id for hit in hits))
 
     def episodes(self) -> list[StoredNote]:
@@ -143,7 +146,9 @@ class Archive:
         """Everything that the folder remembers, oldest first, without its KV; and the epochs."""
         blocks: dict[int, dict[str, int]] = {}
         for block in self.store.blocks():
-            blocks.setdefault(block.segment_id, {})[block.name] = block.metadata['length']
+            length = block.metadata.get('length', 0)
+            if length:
+                blocks.setdefault(block.segment_id, {})[block.name] = length
         notes = {note.last_id: note for note in self.store.notes() if note.kind == 'note'}
         records = []
         for row in self.store.segments():
@@ -156,16 +161,17 @@ class Archive:
             if found is not None:
                 record.note = Note(row.id, row.camera, row.start_ns, row.end_ns, found.text,
                                    found.tokens, found.finish_reason, found.seconds)
-                if NOTES in held:
-                    record.told = Told(record, record.note, None, held[NOTES], 0)
+                length = held.get(NOTES) or self._measure(record.note)
+                if length:
+                    record.told = Told(record, record.note, None, length, 0)
             if SEGMENT in held:
-                self._written.append(row.id)
+                self._held.add(row.id)
             records.append(record)
         return records, self.store.epochs()
 
     def into(self, store: Store) -> Archive:
         """The same for a folder's store."""
-        return Archive(store, self._shape, self._scheme, on_disk=True)
+        return Archive(store, self._shape, self._scheme, on_disk=True, measure=self._measure)
 
     def _add_block(self, segment_id: int, name: str, block: Block) -> None:
         kind = next(kind for kind, of in _KINDS.items() if isinstance(block, of))

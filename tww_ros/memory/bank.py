@@ -13,6 +13,7 @@ list operations only, never while a block is converted, written or attended to.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import sys
@@ -34,9 +35,6 @@ from tww_ros.memory.view import Entry
 from tww_ros.types import Note, Pose, SegmentInfo
 
 log = logging.getLogger(__name__)
-
-# About what the layout of an episode takes beside its words.
-LAYOUT_TOKENS = 8
 
 
 
@@ -122,8 +120,8 @@ class MemoryBank:
         self.change = 0
         # Called when something is to be moved; None: `add` moves it itself.
         self.background: Callable[[], None] | None = None
-        # Ids of segments beyond `max_segments`; whoever takes them may forget them elsewhere.
-        self.forgotten: deque[int] = deque()
+        # Called with the ids of segments beyond `max_segments`, outside of all locks.
+        self.on_forgotten: Callable[[list[int]], None] = lambda ids: None
 
     # Users
 
@@ -132,10 +130,11 @@ class MemoryBank:
         with self._lock:
             return [record.info() for record in self._records.values()]
 
-    def episodes(self) -> list[Note]:
-        """Every episode that stands for notes, oldest first; segment_id: of its first segment."""
+    def episodes(self) -> list[tuple[Note, int]]:
+        """Every episode that stands for notes, oldest first; segment_id: of its first segment,
+        the number: of its last."""
         with self._lock:
-            return [told.note for told in self._book.episodes]
+            return [(told.note, told.record.id) for told in self._book.episodes]
 
     def records(self) -> list[SegmentRecord]:
         """Their records."""
@@ -202,41 +201,44 @@ class MemoryBank:
                 self._tiers.put(record, DEVICE, record.block.nbytes)
             if record.kept:
                 self._whole.append(record)
-                self._whole_tokens += record.kv_tokens
-            mean = record.summary.mean() if record.summary is not None else None
-            if mean is not None:
-                self._keys.add(record.id, mean)
+                self._whole_tokens += record.tokens
+            self._summarize(record)
+            forgotten = []
             while len(self._records) > self._config.max_segments:
                 oldest = next(iter(self._records.values()))
                 self._forget(oldest)
-                self.forgotten.append(oldest.id)
+                forgotten.append(oldest.id)
+        if forgotten:
+            self.on_forgotten(forgotten)
         self._thin()
         self._make_room(record)
 
-    def attach_note(self, record: SegmentRecord, note: Note, block: KVBlock | None) -> None:
-        """Add the note of a segment; a segment that was forgotten meanwhile is left alone.
+    def attach_note(self, record: SegmentRecord, note: Note, block: KVBlock | None) -> bool:
+        """Add the note of a segment; False when the segment was forgotten meanwhile.
 
         Without a block the note is listed and not attended to.
         """
         with self._lock:
-            if record.id not in self._records:
-                return
+            if self._records.get(record.id) is not record:
+                return False
             self.change += 1
             record.note = note
             if block is not None:
                 record.told = Told(record, note, block, block.length, self.change)
                 self._book.add(record.told)
         self._make_room(record)
+        return True
 
-    def attach_episode(self, parts: Sequence[Told], note: Note, block: KVBlock) -> None:
-        """Put an episode in the place of notes, if they are all still there."""
+    def attach_episode(self, parts: Sequence[Told], note: Note, block: KVBlock) -> bool:
+        """Put an episode in the place of notes; False when one of them was forgotten."""
         last = parts[-1].record
         with self._lock:
-            if any(part.record.id not in self._records for part in parts):
-                return
+            if any(self._records.get(part.record.id) is not part.record for part in parts):
+                return False
             self.change += 1
             self._book.add(Told(last, note, block, block.length, self.change, tuple(parts)))
         self._make_room(last)
+        return True
 
     def next_episode(self, tokens: int, count: int) -> tuple[Told, ...]:
         """Notes that should be summed up: `count` of the oldest, when all have more than
@@ -251,16 +253,17 @@ class MemoryBank:
     def before(self, record: SegmentRecord, tokens: int) -> list[Entry]:
         """The newest segments of its camera and epoch opened before `record`, within `tokens`."""
         chosen = []
-        for other in reversed(self._records.values()):
-            if other.epoch != record.epoch:
-                break
-            if other.camera != record.camera or other.order >= record.order:
-                continue
-            block = other.block
-            if block is None or block.length > tokens:
-                break
-            tokens -= block.length
-            chosen.append(Entry(block, 'source', other.id))
+        with self._lock:
+            for other in reversed(self._records.values()):
+                if other.epoch != record.epoch:
+                    break
+                if other.camera != record.camera or other.order >= record.order:
+                    continue
+                block = other.block
+                if block is None or block.length > tokens:
+                    break
+                tokens -= block.length
+                chosen.append(Entry(block, 'source', other.id))
         return chosen[::-1]
 
     def resident(self, scope: Scope, *, tokens: int, note_tokens: int,
@@ -279,8 +282,9 @@ class MemoryBank:
             notes = [record.told for record in map(self._records.get, found)
                      if record is not None and record.told is not None]
             # Keys that are nowhere are computed again only for what the question is about.
-            chosen += self._book.choose(scope, note_tokens, notes, lost_found=fetch,
-                                        lost=fetch and self._on_disk is not None)
+            # For a window of the past there may be nothing else.
+            lost = fetch and (self._on_disk is not None or scope.window is not None)
+            chosen += self._book.choose(scope, note_tokens, notes, lost_found=fetch, lost=lost)
         return sorted(chosen, key=lambda item: item.place)
 
     def exceeds(self, tokens: int, note_tokens: int) -> tuple[bool, bool]:
@@ -292,8 +296,12 @@ class MemoryBank:
     def match(self, tap: QueryTap, scope: Scope, limit: int) -> list[int]:
         """Segments by how well their keys match a question's queries, best first."""
         with self._lock:
-            ranking = self._keys.ranking(tap)
-            inside = (i for i in ranking if scope.holds(self._records[i]))
+            rows = self._keys.rows()
+        # Without the lock: this may be a product over thousands of segments.
+        ranking = rows.ranking(tap)
+        with self._lock:
+            known = (self._records.get(segment_id) for segment_id in ranking)
+            inside = (r.id for r in known if r is not None and scope.holds(r))
             return list(itertools.islice(inside, limit))
 
     def _choose_segments(self, scope: Scope, tokens: int, recent_tokens: int | None,
@@ -337,26 +345,36 @@ class MemoryBank:
 
     def settle(self, slack_bytes: int = 0) -> None:
         """Move blocks until every tier is within its budget, but for `slack_bytes`."""
-        with self._moving:
-            while True:
+        while True:
+            # One at a time, so that whoever waits does not wait for all of them.
+            with self._moving:
                 with self._lock:
-                    newest = next(reversed(self._records.values()), None)
-                    move = self._tiers.next_move(newest, {DEVICE: self._book.nbytes}, slack_bytes)
-                    if move is None:
-                        spare = self._spare_note(newest, slack_bytes)
-                        if spare is None:
-                            return
-                        self._book.drop(spare)
+                    next_one = self._next_to_go(slack_bytes)
+                    if isinstance(next_one, Told):
+                        self._book.drop(next_one)
                         continue
-                self._move(move)
+                if next_one is None:
+                    return
+                self._move(next_one)
 
-    @property
-    def over_budget(self) -> bool:
+    def over_budget(self, slack_bytes: int = 0) -> bool:
         """Whether `settle` has something to do."""
         with self._lock:
-            newest = next(reversed(self._records.values()), None)
-            return (self._tiers.next_move(newest, {DEVICE: self._book.nbytes}) is not None
-                    or self._spare_note(newest, 0) is not None)
+            return self._next_to_go(slack_bytes) is not None
+
+    def _next_to_go(self, slack_bytes: int) -> Move | Told | None:
+        """Keys of notes that no view takes, then segments, then the keys of the oldest note."""
+        newest = next(reversed(self._records.values()), None)
+        full = (self._tiers.used[DEVICE] + self._book.nbytes
+                > self._config.device_bytes + slack_bytes)
+        if full and self._book.tokens > self._config.resident_note_tokens:
+            spare = self._book.oldest_held(but=newest)
+            if spare is not None:
+                return spare
+        move = self._tiers.next_move(newest, {DEVICE: self._book.nbytes}, slack_bytes)
+        if move is not None or not full:
+            return move
+        return self._book.oldest_held(but=newest)
 
     def lose(self, *segment_ids: int) -> None:
         """The KV of these is gone from the folder."""
@@ -379,8 +397,12 @@ class MemoryBank:
                     record.told.noted = self.change
                     self._book.add(record.told)
 
-    def restore_episode(self, first_id: int, last_id: int, text: str, tokens: int) -> None:
-        """Take in an episode that an archive remembers; the notes that it sums up are there."""
+    def restore_episode(self, first_id: int, last_id: int, text: str, tokens: int,
+                        length: int) -> None:
+        """Take in an episode that an archive remembers; the notes that it sums up are there.
+
+        tokens: of its words; length: with its layout.
+        """
         with self._lock:
             parts = self._book.top_between(first_id, last_id)
             if parts:
@@ -388,7 +410,7 @@ class MemoryBank:
                 self.change += 1
                 note = Note(first.id, last.camera, min(part.note.start_ns for part in parts),
                             max(part.note.end_ns for part in parts), text, tokens, 'stop', 0.0)
-                self._book.add(Told(last, note, None, tokens + LAYOUT_TOKENS, self.change, parts))
+                self._book.add(Told(last, note, None, length, self.change, parts))
 
     def promote(self, record: SegmentRecord, block: Block) -> None:
         """Hold the KV of a segment on the device again; several: the oldest first."""
@@ -409,18 +431,30 @@ class MemoryBank:
 
     def _thin(self) -> None:
         """Take the tokens that tell nothing new from segments that are no longer recent."""
-        while self._whole and (self._whole_tokens - self._whole[0].kv_tokens
+        while self._whole and (self._whole_tokens - self._whole[0].tokens
                                >= self._config.recent_tokens):
             record = self._whole.popleft()
-            self._whole_tokens -= record.kv_tokens
-            block, mask = record.block, np.concatenate(record.kept)
-            record.kept = []
-            if not isinstance(block, KVBlock) or len(mask) != block.length or mask.all():
+            self._whole_tokens -= record.tokens
+            block = record.block
+            if not record.kept or not isinstance(block, KVBlock):
                 continue
-            thinned = block.keep(torch.from_numpy(mask))
+            try:
+                thinned = _thinned(block, record.kept)
+            except RuntimeError as error:
+                log.error('segment %d keeps all of its tokens: %s', record.id, error)
+                continue
             with self._lock:
                 if record.tier == DEVICE and record.block is block:
+                    record.kept = []
                     self._tiers.replace(record, thinned)
+
+    def _summarize(self, record: SegmentRecord) -> None:
+        """Take over a segment's mean keys; without room for them it is found by words only."""
+        summary, record.summary = record.summary, None
+        mean = summary.mean() if summary is not None else None
+        if mean is not None:
+            with contextlib.suppress(RuntimeError):
+                self._keys.add(record.id, mean)
 
     def _make_room(self, record: SegmentRecord) -> None:
         if self.background is None:
@@ -428,13 +462,16 @@ class MemoryBank:
             return
         self.background()
         # More than one segment above a budget is more than was promised.
-        self.settle(record.nbytes)
+        if self.over_budget(record.nbytes):
+            self.settle(record.nbytes)
 
     def _move(self, move: Move) -> None:
         record, target = move.record, move.target
-        block = record.block if record.block is not None else record.away
+        was = block = record.block if record.block is not None else record.away
         try:
             size = 0
+            if record.kept and isinstance(block, KVBlock):
+                block = _thinned(block, record.kept)
             if target == QUANTIZED:
                 block = quantize(block, self._scheme)
                 size = block.nbytes
@@ -444,23 +481,19 @@ class MemoryBank:
             elif target == DISK and not self._on_disk(record):
                 target = NOTE
         except Exception as error:
-            log.error('segment %d could not be brought from %s to %s, only its note remains: %s',
-                      record.id, move.source, target, error)
-            target = NOTE
+            target = DISK if self._on_disk is not None and self._on_disk(record) else NOTE
+            log.error('segment %d could not be brought from %s to %s, it goes to %s: %s',
+                      record.id, move.source, move.target, target, error)
         with self._lock:
-            if record.tier != move.source:
+            if record.tier != move.source or (record.block or record.away) is not was:
                 return
             self._tiers.take(record)
+            record.kept = []
+            if target != NOTE and was is not None:
+                record.kv_tokens = block.length
             record.block = block if target in ATTENDED else None
             record.away = block if target == HOST else None
             self._tiers.put(record, target, size)
-
-    def _spare_note(self, newest: SegmentRecord | None, slack_bytes: int) -> Told | None:
-        """When no segment is left to move: the oldest note, whose keys go."""
-        device = self._tiers.used[DEVICE] + self._book.nbytes
-        if device <= self._config.device_bytes + slack_bytes:
-            return None
-        return self._book.oldest_held(but=newest)
 
     def _forget(self, record: SegmentRecord) -> None:
         del self._records[record.id]
@@ -469,7 +502,14 @@ class MemoryBank:
         self._keys.remove(record.id)
         if record.told is not None:
             self._book.forget(record.told)
-            record.told = None
+
+
+def _thinned(block: KVBlock, kept: list[np.ndarray]) -> KVBlock:
+    """The block without the tokens that tell nothing new."""
+    mask = np.concatenate(kept)
+    if len(mask) != block.length or mask.all():
+        return block
+    return block.keep(torch.from_numpy(mask))
 
 
 def _segment(record: SegmentRecord) -> Resident:

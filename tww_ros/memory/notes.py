@@ -47,6 +47,9 @@ class Told:
     length: int
     noted: int
     parts: tuple[Told, ...] = ()
+    # Its segment was forgotten; it could not be summed up.
+    forgotten: bool = False
+    kept: bool = False
     cameras: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,8 +121,9 @@ class NoteBook:
     def __init__(self) -> None:
         self.nbytes = 0
         self.tokens = 0
-        # Tokens of all that is looked through, whether or not its keys are held.
+        # Tokens of what is looked through of the newest epoch, whether or not its keys are held.
         self.words = 0
+        self._epoch = 0
         self._top: list[Told] = []
         self._holders: list[Told] = []
 
@@ -136,30 +140,29 @@ class NoteBook:
     def add(self, told: Told) -> None:
         """Add a note, or an episode in the place of its parts."""
         for part in told.parts:
-            self._top.remove(part)
-            self.words -= part.length
+            self._leave(part)
             # An episode that was summed up is not looked at any more.
             if part.parts:
                 self.drop(part)
-        bisect.insort(self._top, told, key=_order)
-        self.words += told.length
+        self._enter(told)
         if told.block is not None:
             block, told.block = told.block, None
             self.hold(told, block)
 
     def forget(self, told: Told) -> None:
-        """Leave a note out for good; an episode that it belongs to stays for its other notes."""
-        for note in told.notes:
-            self.drop(note)
+        """Leave a note out for good; an episode goes with the last of its notes."""
+        told.forgotten = True
+        self.drop(told)
         if told in self._top:
-            self._top.remove(told)
-            self.words -= told.length
-            self.drop(told)
+            self._leave(told)
             return
-        # Oldest segments are forgotten first: an episode goes with its last one.
         for top in self._top:
             if top.parts and top.record is told.record:
-                self.forget(top)
+                self._leave(top)
+                self.drop(top)
+                for note in top.notes:
+                    if not note.forgotten:
+                        self._enter(note)
                 return
 
     def hold(self, told: Told, block: KVBlock) -> None:
@@ -176,6 +179,18 @@ class NoteBook:
             self.nbytes -= told.block.nbytes
             self.tokens -= told.block.length
             told.block = None
+
+    def _enter(self, told: Told) -> None:
+        bisect.insort(self._top, told, key=_order)
+        if told.record.epoch > self._epoch:
+            self._epoch, self.words = told.record.epoch, 0
+        if told.record.epoch == self._epoch:
+            self.words += told.length
+
+    def _leave(self, told: Told) -> None:
+        self._top.remove(told)
+        if told.record.epoch == self._epoch:
+            self.words -= told.length
 
     def oldest_held(self, but: SegmentRecord | None) -> Told | None:
         """The oldest whose keys are held, but for those of one segment."""
@@ -204,19 +219,16 @@ class NoteBook:
         return tuple(told for told in self._top if first_id <= told.record.id <= last_id)
 
     def run(self, tokens: int, count: int) -> tuple[Told, ...]:
-        """What the next episode should sum up: the oldest `count` of one epoch and one kind, if
-        all that is looked through has more than `tokens`; else nothing."""
-        if count < 2 or self.words <= tokens:
+        """What the next episode should sum up: the oldest `count` of the newest epoch, if all that
+        is looked through has more than `tokens`; else nothing."""
+        if count < 2 or not tokens or self.words <= tokens:
             return ()
+        here = [told for told in self._top if told.record.epoch == self._epoch and not told.kept]
         # Notes before episodes: an episode of episodes says least.
         for of_notes in (True, False):
-            kind = [told for told in self._top if (not told.parts) == of_notes]
-            oldest = kind[:count]
-            if len(oldest) == count and oldest[0].record.epoch == oldest[-1].record.epoch:
+            oldest = [told for told in here if (not told.parts) == of_notes][:count]
+            if len(oldest) == count:
                 return tuple(oldest)
-            if oldest and oldest[0].record.epoch != oldest[-1].record.epoch:
-                return tuple(told for told in oldest
-                             if told.record.epoch == oldest[0].record.epoch)
         return ()
 
     @classmethod
@@ -224,6 +236,8 @@ class NoteBook:
         for told in reversed(items):
             if told.record.epoch < scope.epoch:
                 return
+            if told.forgotten:
+                continue
             if scope.covers(told):
                 yield told
             elif told.parts:

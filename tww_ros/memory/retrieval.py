@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +28,9 @@ FIRST_WORDS = frozenset('first earliest initially beginning start originally'.sp
 LAST_WORDS = frozenset('last latest newest recently now current currently'.split())
 # Layers whose keys are summed up for each segment; more cost memory and add little.
 SUMMARY_LAYERS = 4
+# Of a question, the tokens whose queries count; and segments that are scored at once.
+TAPPED = 32
+ROWS = 512
 
 
 def asks_for_first(text: str) -> bool:
@@ -62,15 +66,22 @@ class KeySummary:
     layers: tuple[int, ...]
     sums: dict[int, torch.Tensor] = field(default_factory=dict)
     tokens: int = 0
+    # Of the step under way: it may fail and be done again.
+    _fresh: dict[int, torch.Tensor] = field(default_factory=dict)
+    _fresh_tokens: int = 0
 
     def add(self, layer: int, keys: torch.Tensor) -> None:
-        """Count the keys [H, T, D] of one layer; every layer gets the same tokens."""
-        if layer not in self.layers or not keys.shape[1]:
-            return
-        total = keys.sum(1, dtype=torch.float32)                                # [H, D]
-        self.sums[layer] = self.sums[layer] + total if layer in self.sums else total
-        if layer == self.layers[0]:
-            self.tokens += keys.shape[1]
+        """Take the keys [H, T, D] of one layer; every layer gets the same tokens."""
+        if layer in self.layers:
+            self._fresh[layer] = keys.sum(1, dtype=torch.float32)               # [H, D]
+            self._fresh_tokens = keys.shape[1]
+
+    def commit(self) -> None:
+        """Count what was taken in the step that has ended."""
+        for layer, total in self._fresh.items():
+            self.sums[layer] = self.sums[layer] + total if layer in self.sums else total
+        self.tokens += self._fresh_tokens
+        self._fresh, self._fresh_tokens = {}, 0
 
     def mean(self) -> torch.Tensor | None:
         """float32 [L, H, D]; None before the first token."""
@@ -81,15 +92,15 @@ class KeySummary:
 
 @dataclass
 class QueryTap:
-    """The un-rotated queries of a question's tokens, in the layers that are summed up."""
+    """The un-rotated queries of a question's last tokens, in the layers that are summed up."""
 
     layers: tuple[int, ...]
-    seen: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    seen: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def add(self, layer: int, queries: torch.Tensor) -> None:
         """Keep the queries [H·G, T, D] of one layer."""
         if layer in self.layers:
-            self.seen.setdefault(layer, []).append(queries.to(torch.float32))
+            self.seen[layer] = queries[:, -TAPPED:].to(torch.float32)
 
     def scores(self, means: torch.Tensor) -> torch.Tensor:
         """[N] of segments with mean keys [N, L, H, D]: the best token's match, averaged over heads
@@ -97,18 +108,33 @@ class QueryTap:
         heads, head_dim = means.shape[2:]
         total = torch.zeros(len(means), device=means.device)
         for index, layer in enumerate(self.layers):
-            queries = torch.cat(self.seen[layer], dim=1)                        # [H·G, T, D]
-            grouped = queries.view(heads, -1, queries.shape[1], head_dim)       # [H, G, T, D]
-            keys = means[:, index].to(queries.device)                           # [N, H, D]
+            queries = self.seen[layer]                                          # [H·G, T, D]
+            grouped = queries.reshape(heads, -1, queries.shape[1], head_dim)    # [H, G, T, D]
+            keys = means[:, index].to(queries.device, torch.float32)            # [N, H, D]
             # What all segments share says nothing about any of them.
             keys = keys - keys.mean(0, keepdim=True)
-            match = torch.einsum('hgtd,nhd->nhgt', grouped, keys)
-            total += (match.amax(-1).mean((1, 2)) / head_dim ** 0.5).to(total.device)
-        return total / len(self.layers)
+            for first in range(0, len(keys), ROWS):
+                part = slice(first, first + ROWS)
+                match = torch.einsum('hgtd,nhd->nhgt', grouped, keys[part])
+                total[part] += match.amax(-1).mean((1, 2)).to(total.device)
+        return total / (len(self.layers) * head_dim ** 0.5)
+
+
+class KeyRows(NamedTuple):
+    """Segments and their mean keys [N, L, H, D] at one moment."""
+
+    ids: list[int]
+    means: torch.Tensor | None
+
+    def ranking(self, tap: QueryTap) -> list[int]:
+        """All segments, best match first."""
+        if not self.ids:
+            return []
+        return [self.ids[row] for row in tap.scores(self.means).argsort(descending=True).tolist()]
 
 
 class KeyTable:
-    """Mean keys of segments, row by row; grows by doubling."""
+    """Mean keys of segments, row by row, in the host's memory; grows by doubling."""
 
     def __init__(self) -> None:
         self._ids: list[int] = []
@@ -118,17 +144,11 @@ class KeyTable:
     def __len__(self) -> int:
         return len(self._ids)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, spare rows included."""
-        return 0 if self._means is None else self._means.nbytes
-
     def add(self, segment_id: int, mean: torch.Tensor) -> None:
         """Add the mean keys [L, H, D] of a segment; half precision is plenty."""
         count = len(self._ids)
         if self._means is None or count == len(self._means):
-            grown = torch.empty(max(64, 2 * count), *mean.shape, dtype=torch.float16,
-                                device=mean.device)
+            grown = torch.empty(max(64, 2 * count), *mean.shape, dtype=torch.float16)
             if self._means is not None:
                 grown[:count] = self._means[:count]
             self._means = grown
@@ -147,9 +167,7 @@ class KeyTable:
             self._rows[last] = row
             self._means[row] = self._means[len(self._ids)]
 
-    def ranking(self, tap: QueryTap) -> list[int]:
-        """All segments, best match first."""
-        if not self._ids:
-            return []
-        scores = tap.scores(self._means[:len(self._ids)].to(torch.float32))
-        return [self._ids[row] for row in scores.argsort(descending=True).tolist()]
+    def rows(self) -> KeyRows:
+        """All of it; rows that change later are other segments' at worst."""
+        held = None if self._means is None else self._means[:len(self._ids)]
+        return KeyRows(list(self._ids), held)

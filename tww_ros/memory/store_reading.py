@@ -158,14 +158,16 @@ class StoreReader:
 
     def search(self, text: str, *, limit: int = 10, epoch: int | None = None,
                cameras: Collection[str] = (), window: tuple[int, int] | None = None,
-               until: int | None = None, oldest_first: bool = False) -> list[Hit]:
+               until: int | None = None, oldest_first: bool = False,
+               kind: str = '') -> list[Hit]:
         """Notes and episodes with any of the words, the best first.
 
         score: the sum of what the words that occur are worth, a rare one more than a common one
         (inverse document frequency, Robertson and Spärck Jones 1976). How often a word occurs in a
         note and how long a note is do not count, so that notes with the same words are equally
         good, and time decides: the newest first, or oldest_first. until: only segments up to this
-        order. An episode counts when one of its segments does. No word matches everything.
+        order. kind: 'note' or 'episode' only. An episode counts when one of its segments does.
+        No word matches everything.
         """
         total = self._rows('SELECT count(*) FROM notes')[0][0]
         found = [(word, self._rows('SELECT count(*) FROM notes_index WHERE notes_index MATCH ?',
@@ -181,14 +183,15 @@ class StoreReader:
             f"""SELECT notes.segment_id, round(sum(worth), 9) AS score, last_id, kind, notes.text
                 FROM ({' UNION ALL '.join([each] * len(worth))})
                 JOIN notes ON notes.id = note
-                WHERE EXISTS (
+                WHERE (? = '' OR kind = ?) AND EXISTS (
                     SELECT 1 FROM segments
                     WHERE id BETWEEN notes.segment_id AND notes.last_id AND {where})
                 GROUP BY note
                 ORDER BY score DESC, (SELECT place FROM segments WHERE id = last_id) {direction},
                     notes.id {direction}
                 LIMIT ?""",
-            (*(value for word in worth for value in (worth[word], word)), *values, limit))
+            (*(value for word in worth for value in (worth[word], word)), kind, kind, *values,
+             limit))
         return [Hit(*row) for row in rows]
 
     # Inside

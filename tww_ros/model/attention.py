@@ -86,7 +86,7 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
     for span in tww_step.spans:
         part = slice(span.first, span.last)
         span.block.write(layer, rotate(key[0, :, part], *span.key_table), value[0, :, part])
-        if span.summary is not None and span.visual is not None:
+        if span.visual is not None and layer in span.summary.layers:
             span.summary.add(layer, key[0, :, part][:, span.visual])
         if span.queries is not None:
             span.queries.add(layer, query[0, :, part])

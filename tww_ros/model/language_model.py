@@ -157,6 +157,8 @@ class VideoLanguageModel:
         # Nothing counts before everything is computed: a step that fails changes no block.
         for span in spans:
             span.block.commit(len(span.run), span.run.end)
+            if span.summary is not None:
+                span.summary.commit()
         return [part if len(part) else None for part in logits.split(counts)]
 
     def _visual(self, spans: Sequence[Span], embeds: torch.Tensor

@@ -102,6 +102,10 @@ class TokenDrop:
         self.kept += int(keep.sum())
         return keep.ravel()
 
+    def forget(self, camera: str) -> None:
+        """Start anew: the camera's last patch was lost."""
+        self._last.pop(camera, None)
+
     def _keep(self, blocks: np.ndarray, shape: tuple[int, int], camera: str, epoch: int,
               stamp_ns: int) -> np.ndarray:
         last = self._last.get(camera)
