@@ -17,7 +17,7 @@ It knows nothing of tensors' contents, of text, or of time: the caller brings th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tww_ros.memory.block import KVBlock
@@ -52,6 +52,8 @@ class View:
     parts: tuple[Part, ...]
     next_source: int
     next_target: int
+    # What a model has worked out about it, for the next step.
+    memo: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:

@@ -26,9 +26,10 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 
 from tww_ros.memory.block import BlockShape, KVBlock
-from tww_ros.memory.view import Scheme
+from tww_ros.memory.view import Part, Scheme, View
 from tww_ros.model.attention import NAME, SpanPlan, StepPlan, Turn, choose_backend
 from tww_ros.model.codec import TextCodec
+from tww_ros.model.joining import Pages
 from tww_ros.model.positions import MRope
 from tww_ros.model.prompts import PromptStyle
 from tww_ros.model.run import Span, VisionTokens
@@ -36,6 +37,8 @@ from tww_ros.video.pixels import Pixels
 
 # Of each tensor, that a fingerprint looks at.
 FINGERPRINT_NUMBERS = 256
+# Fewer parts are not worth joining.
+LEAST_PARTS = 12
 
 
 class VideoLanguageModel:
@@ -70,6 +73,8 @@ class VideoLanguageModel:
         self.note_ends = self._mark_ids(style.note_ends)
         self.answer_ends = self._mark_ids(style.answer_ends)
         self._rope = MRope(text, self.device)
+        self._pages = (Pages(self._rope, self.block_shape) if self.device.type == 'cpu'
+                       else None)
         self._language_model = model.model.language_model
         self._embed = self._language_model.embed_tokens
         self.set_attention('auto')
@@ -186,7 +191,7 @@ class VideoLanguageModel:
             own = self._rope.table(span.run.positions, self.dtype)
             turns: list[Turn] = []
             shift = None
-            for part in span.view.parts:
+            for part in self._parts(span.view):
                 if part.shift != shift:
                     shift = part.shift
                     table = own if shift == 0 else self._rope.table(span.run.positions - shift,
@@ -201,11 +206,19 @@ class VideoLanguageModel:
             if span.summary is not None and span.run.visual is not None:
                 plan.visual = torch.from_numpy(span.run.visual).to(self.device)
             if span.mass is not None:
-                lengths = [length for turn in turns for _, length in turn.blocks]
+                lengths = [*(part.length for part in span.view.parts), span.block.length + count]
                 plan.part_of_key = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)
             plans.append(plan)
             first += count
         return plans
+
+    def _parts(self, view: View) -> Sequence[Part]:
+        """What is attended to, in as few parts as may be; worked out once for each view."""
+        if self._pages is None or len(view.parts) < LEAST_PARTS:
+            return view.parts
+        if 'parts' not in view.memo:
+            view.memo['parts'] = self._pages.join(view.parts)
+        return view.memo['parts']
 
     # The stock forward, for baselines and tests
 

@@ -1,0 +1,116 @@
+"""Pages: many small parts of a view, laid into one, so that attention does not run over each.
+
+In: a view's parts. Out: the same tokens in the same order in fewer parts. A view of a long stream
+holds hundreds of notes of twenty tokens, each with its own shift; a matrix product for each of
+them, in every layer and for every token, costs far more than the products themselves. A page
+holds copies of consecutive small blocks, their keys turned so that one shift serves all:
+
+    parts    n0 Δ=7   n1 Δ=9   n2 Δ=9   n3 Δ=4          four products, three rotations of the query
+    page     n0 n1+2 n2+2 n3−3, Δ=7                      one product, one rotation
+
+Why it is exact: moving a block by δ is one uniform rotation of its keys (`memory.view`).
+
+Pages begin where their content says so, not where the view begins: when the oldest note leaves a
+view or a new one comes, the pages between are found again. They depend on nothing but the blocks
+in them, so results do not depend on what was asked before. On the CPU only: on a GPU such products
+are cheap and memory is not.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from tww_ros.memory.block import BlockShape, KVBlock
+from tww_ros.memory.view import Part
+from tww_ros.model.positions import MRope, rotate
+
+# Longer blocks stand by themselves; a page has at most so many blocks.
+LONGEST_TOKENS = 128
+MOST_PARTS = 64
+# One block in so many begins a page.
+SPACING = 16
+CACHE_BYTES = 64 << 20
+
+_Key = tuple[tuple[int, int, int], ...]
+
+
+class Pages:
+    """Joins parts, and keeps the pages for the next view. Only the reasoner uses it."""
+
+    def __init__(self, rope: MRope, shape: BlockShape, cache_bytes: int = CACHE_BYTES) -> None:
+        self.nbytes = 0
+        self.made = 0
+        self._rope = rope
+        self._shape = shape
+        self._cache_bytes = cache_bytes
+        # Ids of blocks are used again when they are gone: the references tell.
+        self._pages: OrderedDict[_Key, tuple[KVBlock, list[weakref.ref]]] = OrderedDict()
+
+    def join(self, parts: Sequence[Part]) -> list[Part]:
+        """The same tokens in the same order, in as few parts as may be."""
+        joined = []
+        for run in self._runs(parts):
+            joined.append(run[0] if len(run) == 1 else
+                          Part(self._page(run), sum(part.length for part in run), run[0].shift))
+        return joined
+
+    def _runs(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
+        run: list[Part] = []
+        for part in parts:
+            small = _may_join(part)
+            if run and (not small or _begins_page(part) or len(run) == MOST_PARTS):
+                yield run
+                run = []
+            if small:
+                run.append(part)
+            else:
+                yield [part]
+        if run:
+            yield run
+
+    def _page(self, run: list[Part]) -> KVBlock:
+        key = tuple((id(part.block), part.length, part.shift - run[0].shift) for part in run)
+        page, blocks = self._pages.get(key, (None, []))
+        if page is not None and all(ref() is part.block
+                                    for ref, part in zip(blocks, run, strict=True)):
+            self._pages.move_to_end(key)
+            return page
+        page = self._make(run)
+        if key in self._pages:
+            self.nbytes -= self._pages.pop(key)[0].nbytes
+        self._pages[key] = page, [weakref.ref(part.block) for part in run]
+        self.nbytes += page.nbytes
+        while self.nbytes > self._cache_bytes and len(self._pages) > 1:
+            _, (oldest, _) = self._pages.popitem(last=False)
+            self.nbytes -= oldest.nbytes
+        return page
+
+    def _make(self, run: list[Part]) -> KVBlock:
+        self.made += 1
+        moved = [part.shift - run[0].shift for part in run]
+        length = sum(part.length for part in run)
+        page = KVBlock(self._shape, capacity=length)
+        keys = torch.cat([part.block.keys[:, :, :part.length] for part in run], dim=2)
+        deltas = np.repeat(np.array(moved, dtype=np.int64), [part.length for part in run])
+        table = self._rope.table(np.broadcast_to(deltas, (3, length)), self._shape.dtype)
+        page.keys.copy_(rotate(keys, *table))                                  # [L, H, n, D]
+        torch.cat([part.block.values[:, :, :part.length] for part in run], dim=2,
+                  out=page.values)
+        page.commit(length, length)
+        return page
+
+
+def _may_join(part: Part) -> bool:
+    """Small, complete, of memory: what does not grow any more."""
+    return (part.segment_id is not None and isinstance(part.block, KVBlock)
+            and part.length == part.block.length <= LONGEST_TOKENS)
+
+
+def _begins_page(part: Part) -> bool:
+    # Of whole numbers: the same in every process.
+    return hash((part.block.start, part.block.end, part.length)) % SPACING == 0
