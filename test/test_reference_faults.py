@@ -38,7 +38,7 @@ from tww_ros.video.segmentation import SegmentKey
 
 TOLERANCE = 1e-4
 WATCH = WatchConfig(segment_s=1.0, min_pixels=1_024)
-NOTE = NoteConfig(max_new_tokens=5)
+NOTE = NoteConfig(episode_notes=0, max_new_tokens=5)
 OFFLINE = StepConfig(deterministic=True)
 
 

@@ -216,6 +216,7 @@ class EngineStats:
     tokens_dropped: int = 0
     memory_bytes: int = 0
     session_bytes: int = 0
+    page_bytes: int = 0
     memory_tokens: int = 0
     newest_ns: int = 0
     ingest_lag_s: float = 0.0

@@ -189,7 +189,7 @@ class Engine:
             answers_active=self._reasoner.active,
             answers_waiting=max(0, len(self._reasoner.desk) - self._reasoner.active),
             sessions=len(self._sessions), memory_bytes=self.memory.nbytes,
-            session_bytes=self._sessions.nbytes,
+            session_bytes=self._sessions.nbytes, page_bytes=self.model.page_bytes,
             memory_tokens=self.memory.tokens)
 
     def _resume(self) -> None:

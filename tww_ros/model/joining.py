@@ -21,6 +21,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,11 +31,39 @@ from tww_ros.memory.view import Part
 from tww_ros.model.positions import MRope, rotate
 
 # Longer blocks stand by themselves; a page has at most so many blocks.
-LONGEST_TOKENS = 128
+LONGEST_TOKENS = 48
 MOST_PARTS = 64
 # One block in so many begins a page.
 SPACING = 16
 CACHE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """Keys and values [L, H, n, D] of several blocks, read like one."""
+
+    shape: BlockShape
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens in it."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def layer_keys(self, layer: int, length: int) -> torch.Tensor:
+        """Keys of the first tokens of one layer, [H, length, D]: no copy."""
+        return self.keys[layer, :, :length]
+
+    def layer_values(self, layer: int, length: int) -> torch.Tensor:
+        """Values of the first tokens of one layer, [H, length, D]: no copy."""
+        return self.values[layer, :, :length]
+
 
 _Key = tuple[tuple[int, int, int], ...]
 
@@ -49,7 +78,7 @@ class Pages:
         self._shape = shape
         self._cache_bytes = cache_bytes
         # Ids of blocks are used again when they are gone: the references tell.
-        self._pages: OrderedDict[_Key, tuple[KVBlock, list[weakref.ref]]] = OrderedDict()
+        self._pages: OrderedDict[_Key, tuple[Page, list[weakref.ref]]] = OrderedDict()
 
     def join(self, parts: Sequence[Part]) -> list[Part]:
         """The same tokens in the same order, in as few parts as may be."""
@@ -73,7 +102,7 @@ class Pages:
         if run:
             yield run
 
-    def _page(self, run: list[Part]) -> KVBlock:
+    def _page(self, run: list[Part]) -> Page:
         key = tuple((id(part.block), part.length, part.shift - run[0].shift) for part in run)
         page, blocks = self._pages.get(key, (None, []))
         if page is not None and all(ref() is part.block
@@ -90,19 +119,15 @@ class Pages:
             self.nbytes -= oldest.nbytes
         return page
 
-    def _make(self, run: list[Part]) -> KVBlock:
+    def _make(self, run: list[Part]) -> Page:
         self.made += 1
         moved = [part.shift - run[0].shift for part in run]
         length = sum(part.length for part in run)
-        page = KVBlock(self._shape, capacity=length)
         keys = torch.cat([part.block.keys[:, :, :part.length] for part in run], dim=2)
         deltas = np.repeat(np.array(moved, dtype=np.int64), [part.length for part in run])
         table = self._rope.table(np.broadcast_to(deltas, (3, length)), self._shape.dtype)
-        page.keys.copy_(rotate(keys, *table))                                  # [L, H, n, D]
-        torch.cat([part.block.values[:, :, :part.length] for part in run], dim=2,
-                  out=page.values)
-        page.commit(length, length)
-        return page
+        values = torch.cat([part.block.values[:, :, :part.length] for part in run], dim=2)
+        return Page(self._shape, rotate(keys, *table), values)
 
 
 def _may_join(part: Part) -> bool:

@@ -101,6 +101,11 @@ class VideoLanguageModel:
             digest.update(sample.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of copies that make attention quick, beside the memory they are of."""
+        return 0 if self._pages is None else self._pages.nbytes
+
     # Text
 
     def encode(self, text: str) -> list[int]:

@@ -52,6 +52,7 @@ class ScriptedModel:
         self.style = prompts.STOCK
         self.quantization = 'none'
         self.fingerprint = 'scripted'
+        self.page_bytes = 0
         self.settings: dict[str, object] = {}
         self.device = torch.device('cpu')
         self.block_shape = BlockShape(1, 1, 2, torch.float32, self.device)
