@@ -103,7 +103,8 @@ class SegmentInfo:
 
     order: place among all segments of all cameras, by the time they were opened.
     epoch: grows by one each time stamps jump back; memory of different epochs is never mixed.
-    tier: 'device' while its KV block is held, 'note' when only its note remains.
+    tier: where its KV is: 'device', 'quantized', 'host', 'disk', or 'note' when only the note
+    remains.
     """
 
     id: int
