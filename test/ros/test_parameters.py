@@ -47,7 +47,7 @@ def test_defaults_and_descriptors(context: rclpy.Context) -> None:
         else:
             assert (ranges[0].from_value, ranges[0].to_value) == (entry.low, entry.high)
         for choice in entry.choices:
-            assert choice in about.additional_constraints
+            assert str(choice) in about.additional_constraints
     node.destroy_node()
 
 

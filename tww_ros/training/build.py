@@ -31,7 +31,8 @@ from tww_ros.training.format import Entry, EntryQuestion, EntrySegment
 from tww_ros.training.layout import Sample
 from tww_ros.world.table import TEST_SEEDS, TRAIN_SEEDS
 
-RECIPES = {stage: dataclasses.replace(recipe, video='all', sessions=1)
+# A recording begins at its start.
+RECIPES = {stage: dataclasses.replace(recipe, video='all', sessions=1, late_share=0.0)
            for stage, recipe in ((1, tabletop.SINGLE), (2, tabletop.MULTI), (3, tabletop.LONG))}
 SPLITS = {'train': TRAIN_SEEDS, 'test': TEST_SEEDS}
 SIZES_PX = range(64, 1_025)
