@@ -15,9 +15,9 @@ from _report import Report
 
 from tww_ros.evaluation.protocol import Cutter, distance
 from tww_ros.memory.archive import Archive
-from tww_ros.memory.bank import SegmentRecord
 from tww_ros.memory.block import BlockShape
 from tww_ros.memory.notes import Scope
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.store import Store
 from tww_ros.training.embedded import settings
 from tww_ros.types import NS_PER_S, Note

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tww_ros.memory.archive import Archive
-from tww_ros.memory.bank import SegmentRecord
 from tww_ros.memory.block import BlockShape
 from tww_ros.memory.notes import Scope
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.store import Store
 from tww_ros.types import Note
 

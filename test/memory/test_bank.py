@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tww_ros.config import MemoryConfig
-from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.notes import Scope
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.types import Note
 
 # 512 bytes a token, so the smallest budget of 65,536 bytes holds 128 tokens.

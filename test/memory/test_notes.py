@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tww_ros.memory.bank import SegmentRecord
 from tww_ros.memory.notes import NoteBook, Scope, Told
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.types import Note
 
 NS = 1_000_000_000

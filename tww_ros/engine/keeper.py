@@ -28,9 +28,10 @@ from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
 from tww_ros.errors import ConfigError, StoreError
 from tww_ros.memory.archive import Archive
-from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.notes import Resident, Scope
 from tww_ros.memory.quantization import Block
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.thumbnail import encode_thumbnail
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import Answer, Note, Question

@@ -17,9 +17,10 @@ from tww_ros.config import EngineConfig
 from tww_ros.engine.job import Program, generate, prefill
 from tww_ros.engine.recall import read_again
 from tww_ros.errors import ModelError
-from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.block import KVBlock
 from tww_ros.memory.notes import Resident, Told, with_block
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import Note

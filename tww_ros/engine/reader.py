@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from tww_ros.config import EngineConfig
-from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.bank import MemoryBank
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.retrieval import KeySummary, summary_layers
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model import prompts

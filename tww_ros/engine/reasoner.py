@@ -42,8 +42,9 @@ from tww_ros.errors import (
     QuestionError,
     TwwError,
 )
-from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.notes import Scope, Told
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.view import Entry
 from tww_ros.model.protocol import StepModel
 from tww_ros.model.run import Span

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from tww_ros.errors import StoreError
-from tww_ros.memory.bank import SegmentRecord
 from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.notes import Scope, Told
 from tww_ros.memory.quantization import Block, QuantizedBlock, QuantScheme, quantize
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.retrieval import asks_for_first
 from tww_ros.memory.store import Store
 from tww_ros.memory.store_schema import StoredAnswer, StoredNote, StoredSegment

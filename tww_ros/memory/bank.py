@@ -20,7 +20,6 @@ import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,64 +28,13 @@ from tww_ros.config import MemoryConfig
 from tww_ros.memory.block import KVBlock
 from tww_ros.memory.notes import NoteBook, Resident, Scope, Told
 from tww_ros.memory.quantization import Block, QuantizedBlock, QuantScheme, quantize
-from tww_ros.memory.retrieval import KeySummary, KeyTable, QueryTap
+from tww_ros.memory.record import SegmentRecord
+from tww_ros.memory.retrieval import KeyTable, QueryTap
 from tww_ros.memory.tiers import ATTENDED, DEVICE, DISK, HOST, NOTE, QUANTIZED, Move, Tiers
 from tww_ros.memory.view import Entry
-from tww_ros.types import Note, Pose, SegmentInfo
+from tww_ros.types import Note, SegmentInfo
 
 log = logging.getLogger(__name__)
-
-
-
-@dataclass(eq=False)
-class SegmentRecord:
-    """One segment in the bank.
-
-    `block` can be attended to; it is None in the later tiers: there `away` holds it (host), or the
-    folder (disk), or nothing. told: its note, if that is one to attend to.
-    """
-
-    id: int
-    order: int
-    camera: str
-    epoch: int
-    start_ns: int
-    end_ns: int
-    frames: int = 0
-    tokens: int = 0
-    closed_by: str = ''
-    block: Block | None = None
-    note: Note | None = None
-    told: Told | None = None
-    pose: Pose | None = None
-    away: Block | None = None
-    summary: KeySummary | None = None
-    # Of its first frame, until it is written. zero_ns: first stamp of its epoch.
-    picture: np.ndarray | None = None
-    zero_ns: int = 0
-    # bool [T] of each patch: what stays when the segment is no longer recent; none = all.
-    kept: list[np.ndarray] = field(default_factory=list)
-    tier: str = NOTE
-    kv_bytes: int = 0
-    kv_tokens: int = 0
-    # When it came, in changes of the bank; a question sees what came before it.
-    added: int = 0
-
-    @property
-    def note_block(self) -> KVBlock | None:
-        """The keys of its note, if they are held."""
-        return self.told.block if self.told is not None else None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of KV held for this segment (wherever it is) and its note."""
-        return self.kv_bytes + (self.note_block.nbytes if self.note_block is not None else 0)
-
-    def info(self) -> SegmentInfo:
-        """The record as users see it."""
-        return SegmentInfo(self.id, self.order, self.camera, self.epoch, self.start_ns,
-                           self.end_ns, self.frames, self.tokens, self.nbytes, self.tier,
-                           self.closed_by, self.note.text if self.note else '', self.pose)
 
 
 class MemoryBank:

@@ -26,7 +26,7 @@ from tww_ros.memory.view import Entry
 from tww_ros.types import Note
 
 if TYPE_CHECKING:
-    from tww_ros.memory.bank import SegmentRecord
+    from tww_ros.memory.record import SegmentRecord
 
 # Of the budget, the part that notes found for a question may take from the newest.
 FOUND_SHARE = 0.5

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from tww_ros.memory.bank import SegmentRecord
     from tww_ros.memory.quantization import Block
+    from tww_ros.memory.record import SegmentRecord
 
 DEVICE, QUANTIZED, HOST, DISK, NOTE = TIERS = ('device', 'quantized', 'host', 'disk', 'note')
 # Those whose blocks can be attended to where they are.

@@ -20,8 +20,9 @@ import numpy as np
 from tww_ros.config import EngineConfig
 from tww_ros.engine.answering import question_ids
 from tww_ros.engine.sessions import Round, Session
-from tww_ros.memory.bank import MemoryBank, SegmentRecord
+from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.notes import Scope
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model import prompts
 from tww_ros.model.codec import TextCodec
