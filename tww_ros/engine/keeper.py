@@ -20,9 +20,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-import numpy as np
-import torch
-
 from tww_ros.config import EngineConfig
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
@@ -31,7 +28,7 @@ from tww_ros.memory.archive import Archive
 from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.notes import Resident, Scope
 from tww_ros.memory.quantization import Block
-from tww_ros.memory.record import SegmentRecord
+from tww_ros.memory.record import SegmentRecord, thinned
 from tww_ros.memory.thumbnail import encode_thumbnail
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import Answer, Note, Question
@@ -100,7 +97,7 @@ class Keeper:
     def keep_segment(self, record: SegmentRecord) -> None:
         """Write a closed segment and its block."""
         picture, record.picture = record.picture, None
-        mask = np.concatenate(record.kept) if record.kept else None
+        marks = tuple(record.kept)
         # A disk that is slower than the stream must not hold more and more of it in memory.
         block = record.block if len(self._tasks) < HELD_TASKS else None
         if block is not None:
@@ -111,8 +108,8 @@ class Keeper:
                 return
             kept, jpeg = block, None
             try:
-                if kept is not None and mask is not None and len(mask) == kept.length:
-                    kept = kept.keep(torch.from_numpy(mask))
+                if kept is not None:
+                    kept = thinned(kept, marks)
                 jpeg = None if picture is None else encode_thumbnail(picture)
                 self._archive.add_segment(record, kept, jpeg)
             except (RuntimeError, ValueError, ConfigError) as error:

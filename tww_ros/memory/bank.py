@@ -21,14 +21,11 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
-import torch
-
 from tww_ros.config import MemoryConfig
 from tww_ros.memory.block import KVBlock
 from tww_ros.memory.notes import NoteBook, Resident, Scope, Told
 from tww_ros.memory.quantization import Block, QuantizedBlock, QuantScheme, quantize
-from tww_ros.memory.record import SegmentRecord
+from tww_ros.memory.record import SegmentRecord, thinned
 from tww_ros.memory.retrieval import KeyTable, QueryTap
 from tww_ros.memory.tiers import ATTENDED, DEVICE, DISK, HOST, NOTE, QUANTIZED, Move, Tiers
 from tww_ros.memory.view import Entry
@@ -121,11 +118,6 @@ class MemoryBank:
             used = dict(self._tiers.used)
             used[DEVICE] += self._book.nbytes
             return used
-
-    @property
-    def note_tokens(self) -> int:
-        """Tokens of the notes whose keys are held."""
-        return self._book.tokens
 
     @property
     def newest_order(self) -> int:
@@ -387,14 +379,14 @@ class MemoryBank:
             if not record.kept or not isinstance(block, KVBlock):
                 continue
             try:
-                thinned = _thinned(block, record.kept)
+                smaller = thinned(block, record.kept)
             except RuntimeError as error:
                 log.error('segment %d keeps all of its tokens: %s', record.id, error)
                 continue
             with self._lock:
                 if record.tier == DEVICE and record.block is block:
                     record.kept = []
-                    self._tiers.replace(record, thinned)
+                    self._tiers.replace(record, smaller)
 
     def _summarize(self, record: SegmentRecord) -> None:
         """Take over a segment's mean keys; without room for them it is found by words only."""
@@ -418,8 +410,7 @@ class MemoryBank:
         was = block = record.block if record.block is not None else record.away
         try:
             size = 0
-            if record.kept and isinstance(block, KVBlock):
-                block = _thinned(block, record.kept)
+            block = thinned(block, record.kept)
             if target == QUANTIZED:
                 block = quantize(block, self._scheme)
                 size = block.nbytes
@@ -450,14 +441,6 @@ class MemoryBank:
         self._keys.remove(record.id)
         if record.told is not None:
             self._book.forget(record.told)
-
-
-def _thinned(block: KVBlock, kept: list[np.ndarray]) -> KVBlock:
-    """The block without the tokens that tell nothing new."""
-    mask = np.concatenate(kept)
-    if len(mask) != block.length or mask.all():
-        return block
-    return block.keep(torch.from_numpy(mask))
 
 
 def _segment(record: SegmentRecord) -> Resident:

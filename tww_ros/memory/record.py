@@ -6,9 +6,11 @@ open.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from tww_ros.memory.block import KVBlock
 from tww_ros.memory.notes import Told
@@ -67,3 +69,14 @@ class SegmentRecord:
         return SegmentInfo(self.id, self.order, self.camera, self.epoch, self.start_ns,
                            self.end_ns, self.frames, self.tokens, self.nbytes, self.tier,
                            self.closed_by, self.note.text if self.note else '', self.pose)
+
+
+def thinned(block: Block, kept: Sequence[np.ndarray]) -> Block:
+    """The block without the tokens that tell nothing new; one that was thinned or quantized before
+    stays as it is. kept: bool [T] of each patch."""
+    if not kept or not isinstance(block, KVBlock):
+        return block
+    mask = np.concatenate(kept)
+    if len(mask) != block.length or mask.all():
+        return block
+    return block.keep(torch.from_numpy(mask))
