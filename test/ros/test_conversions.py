@@ -32,7 +32,7 @@ def test_error_codes_are_the_same_everywhere() -> None:
 
 
 @pytest.mark.parametrize(('error', 'name'), [
-    (errors.EngineClosedError('x'), 'NOT_READY'), (errors.BusyError('x'), 'BUSY'),
+    (errors.EngineClosedError('x'), 'NOT_ACTIVE'), (errors.BusyError('x'), 'BUSY'),
     (errors.AnswerTimeoutError('x'), 'TIMEOUT'), (errors.CancelledError('x'), 'CANCELLED'),
     (errors.NothingSeenError('x'), 'NOTHING_SEEN'),
     (errors.UnknownCameraError('x'), 'UNKNOWN_CAMERA'),

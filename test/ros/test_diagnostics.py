@@ -28,7 +28,7 @@ def test_levels() -> None:
     diagnostics = Diagnostics('tww')
 
     def report(**values: object) -> tuple[bytes, str]:
-        status = MemoryStatus(**{'state': MemoryStatus.READY, 'ingest_enabled': True, **values})
+        status = MemoryStatus(**{'state': MemoryStatus.ACTIVE, 'ingest_enabled': True, **values})
         line, = diagnostics.report(status, [FRONT]).status
         assert line.hardware_id == 'tww'
         return line.level, line.message
@@ -45,7 +45,7 @@ def test_levels() -> None:
 
 def test_silent_camera_is_named() -> None:
     silent = CameraState('rear', '/rear/image', 3, 60.0, 1)
-    status = MemoryStatus(state=MemoryStatus.READY)
+    status = MemoryStatus(state=MemoryStatus.ACTIVE)
     line, = Diagnostics('tww').report(status, [FRONT, silent]).status
     assert line.level == DiagnosticStatus.WARN and '/rear/image' in line.message
     assert {entry.key: entry.value for entry in line.values}['rear: images'] == '3'

@@ -151,7 +151,7 @@ class TwwClient:
     def wait_until_ready(self, timeout_s: float = 60.0) -> MemoryStatus:
         """Until the model is loaded; EngineClosedError when it cannot be."""
         status = self.wait_for(lambda status: status.state != MemoryStatus.LOADING, timeout_s)
-        if status.state != MemoryStatus.READY:
+        if status.state != MemoryStatus.ACTIVE:
             raise EngineClosedError(f'{self._target}: {status.last_error or "shutting down"}')
         return status
 

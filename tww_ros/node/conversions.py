@@ -22,7 +22,7 @@ DEFAULT_SESSION = 'default'
 LAST_STAMP_NS = (2**31 - 1) * NS_PER_S
 
 _CODES: dict[type[BaseException], int] = {
-    errors.EngineClosedError: Ask.Response.NOT_READY,
+    errors.EngineClosedError: Ask.Response.NOT_ACTIVE,
     errors.BusyError: Ask.Response.BUSY,
     errors.AnswerTimeoutError: Ask.Response.TIMEOUT,
     errors.CancelledError: Ask.Response.CANCELLED,

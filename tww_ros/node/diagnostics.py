@@ -71,7 +71,7 @@ class Diagnostics:
         self._dropped = status.frames_dropped
         if status.state == MemoryStatus.FAILED:
             return DiagnosticStatus.ERROR, status.last_error or 'failed'
-        if status.state != MemoryStatus.READY:
+        if status.state != MemoryStatus.ACTIVE:
             return DiagnosticStatus.WARN, 'loading the model'
         complaints = [text for text in (camera.complaint() for camera in cameras) if text]
         if complaints:

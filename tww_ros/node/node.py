@@ -5,7 +5,7 @@
     engine's thread ─→ Bell ─→ ~/notes                ~/status, /diagnostics: steady timers
 
 The model is loaded in a thread of its own, so that parameters, status and services answer from the
-first moment; questions are refused with NOT_READY until it is there. All callbacks run in the
+first moment; questions are refused with NOT_ACTIVE until it is there. All callbacks run in the
 executor and are short. The node does not know how the engine works and never touches the model.
 """
 
@@ -20,11 +20,9 @@ from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CompressedImage, Image
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import SetBool
 
 from tww_interfaces.msg import MemoryStatus, SegmentNote
@@ -32,24 +30,22 @@ from tww_interfaces.srv import CloseSession, ListSegments
 from tww_ros.config import NodeConfig
 from tww_ros.errors import (
     EngineClosedError,
-    FrameError,
     ModelError,
     TwwError,
     UnknownCameraError,
 )
+from tww_ros.node.cameras import Cameras
 from tww_ros.node.compat import Bell, steady_timer
 from tww_ros.node.conversions import (
     DEFAULT_SESSION,
     fill_error,
-    from_time,
     note_message,
     segment_message,
     to_duration,
     to_time,
     window_from,
 )
-from tww_ros.node.diagnostics import CameraState, Diagnostics
-from tww_ros.node.images import compressed_to_rgb, image_to_rgb
+from tww_ros.node.diagnostics import Diagnostics
 from tww_ros.node.parameters import Parameters, declare_parameters
 from tww_ros.node.questions import Questions
 from tww_ros.node.throttle import Throttle
@@ -78,11 +74,6 @@ class TwwNode(Node):
         self.failure: Exception | None = None
         self._engine: Any = None
         self._state = MemoryStatus.LOADING
-        self._ingest = True
-        self._images = dict.fromkeys(self.parameters.cameras, 0)
-        self._rejected = 0
-        self._ignored = 0
-        self._last_image_s = dict.fromkeys(self.parameters.cameras, time.monotonic())
         self._told_error = ''
         self._complaints = Throttle(COMPLAINT_PERIOD_S)
         self._bell = Bell(self, on_error=self._on_callback_error)
@@ -104,8 +95,9 @@ class TwwNode(Node):
                             callback_group=group)
         self.create_service(SetBool, '~/enable_ingest', self._on_enable_ingest,
                             callback_group=group)
-        self._subscriptions_by_camera = {
-            camera: self._subscribe(camera) for camera in self.parameters.cameras}
+        self._cameras = Cameras(self, self.parameters, self._take, self._complain,
+                                self._on_callback_error)
+        self._cameras.open()
         self._publish_status()
         steady_timer(self, 1.0 / self.parameters.node.status_rate_hz, self._publish_status)
         steady_timer(self, DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
@@ -124,7 +116,7 @@ class TwwNode(Node):
         return self._loader.is_alive()
 
     def close_engine(self) -> None:
-        """Stop watching and answering; questions under way end with NOT_READY. Idempotent.
+        """Stop watching and answering; questions under way end with NOT_ACTIVE. Idempotent.
 
         Blocks until the threads are joined, so call it with the executor not spinning, then let
         the executor spin until questions_active is 0: those refusals have to be sent.
@@ -163,7 +155,7 @@ class TwwNode(Node):
             engine.close(timeout_s=self.parameters.node.shutdown_timeout_s)
             return
         self._engine = engine
-        self._state = MemoryStatus.READY
+        self._state = MemoryStatus.ACTIVE
         self.get_logger().info(f'ready after {seconds:.1f} s: {engine.model.describe()}')
         self._publish_status()
 
@@ -176,73 +168,25 @@ class TwwNode(Node):
         self.get_logger().fatal(f'the model could not be loaded: {detail}')
         self._publish_status()
 
+    def _take(self, frame: Frame) -> bool:
+        return self._engine is not None and self._engine.push(frame)
+
     def _running_engine(self) -> Any:
         if self._engine is None:
             reason = {
-                MemoryStatus.LOADING: 'the model is being loaded; wait until ~/status says READY',
+                MemoryStatus.LOADING: 'the model is being loaded; wait until ~/status says ACTIVE',
                 MemoryStatus.FAILED: f'the model could not be loaded: {self.failure}',
             }.get(self._state, 'the node is shutting down')
             raise EngineClosedError(reason)
         return self._engine
 
-    # images -------------------------------------------------------------------------------------
-
-    def _subscribe(self, camera: str) -> Any:
-        node = self.parameters.node
-        kind, convert, topic = Image, image_to_rgb, self.parameters.topic(camera)
-        if node.image_transport == 'compressed':
-            kind, convert = CompressedImage, compressed_to_rgb
-            # As image_transport does: who remaps `image` means its compressed form too.
-            topic = f'{self.resolve_topic_name(topic)}/compressed'
-        reliability = (ReliabilityPolicy.RELIABLE if node.image_reliability == 'reliable'
-                       else ReliabilityPolicy.BEST_EFFORT)
-        subscription = self.create_subscription(
-            kind, topic, partial(self._on_image, camera, convert),
-            QoSProfile(depth=node.image_queue_depth, history=HistoryPolicy.KEEP_LAST,
-                       reliability=reliability),
-            callback_group=MutuallyExclusiveCallbackGroup(),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies())
-        self.get_logger().info(f'camera {camera!r}: {subscription.topic_name} '
-                               f'({node.image_transport}, {node.image_reliability})')
-        return subscription
-
-    def _on_image(self, camera: str, convert: Any, message: Image | CompressedImage) -> None:
-        self._images[camera] += 1
-        self._last_image_s[camera] = time.monotonic()
-        if self._engine is None or not self._ingest:
-            self._ignored += 1
-            return
-        topic = self._subscriptions_by_camera[camera].topic_name
-        try:
-            image = convert(message, topic)
-            frame = Frame(stamp_ns=self._stamp_ns(message, topic), camera=camera, image=image)
-            if not self._engine.push(frame):
-                self._ignored += 1
-        except TwwError as error:
-            self._rejected += 1
-            self._complain(f'image rejected: {error}')
-        except Exception as error:
-            self._rejected += 1
-            self._on_callback_error(error)
-
-    def _stamp_ns(self, message: Image | CompressedImage, topic: str) -> int:
-        stamp_ns = from_time(message.header.stamp)
-        if stamp_ns == 0:
-            self._complain(f'{topic}: the header stamp is 0; using the time of receipt, so stamps '
-                           'are only as exact as that; set the stamp in the driver')
-            return self.get_clock().now().nanoseconds
-        if stamp_ns < 0:
-            raise FrameError(f'{topic}: the header stamp is {stamp_ns} ns; expected 0 or more; '
-                             'check the clock of the camera driver')
-        return stamp_ns
-
     # services -----------------------------------------------------------------------------------
 
     def _on_enable_ingest(self, request: SetBool.Request,
                           response: SetBool.Response) -> SetBool.Response:
-        self._ingest = request.data
+        self._cameras.watching = request.data
         response.success = True
-        response.message = 'watching' if self._ingest else 'images are received and thrown away'
+        response.message = 'watching' if request.data else 'images are received and thrown away'
         self.get_logger().info(f'ingest: {response.message}')
         return response
 
@@ -297,10 +241,11 @@ class TwwNode(Node):
         """The present state."""
         engine, node = self._engine, self.parameters.node
         message = MemoryStatus(
-            stamp=self.get_clock().now().to_msg(), state=self._state, ingest_enabled=self._ingest,
+            stamp=self.get_clock().now().to_msg(), state=self._state,
+            ingest_enabled=self._cameras.watching,
             model=node.model, device=node.device, quantization=node.quantization,
-            positions=node.positions, images_received=sum(self._images.values()),
-            images_rejected=self._rejected, images_ignored=self._ignored)
+            positions=node.positions, images_received=self._cameras.received,
+            images_rejected=self._cameras.rejected, images_ignored=self._cameras.ignored)
         if self.failure is not None:
             message.last_error = str(self.failure)
         if engine is None:
@@ -320,15 +265,10 @@ class TwwNode(Node):
         return message
 
     def _publish_diagnostics(self) -> None:
-        now_s = time.monotonic()
-        cameras = []
-        for camera, subscription in self._subscriptions_by_camera.items():
-            state = CameraState(camera, subscription.topic_name, self._images[camera],
-                                now_s - self._last_image_s[camera],
-                                self.count_publishers(subscription.topic_name))
-            cameras.append(state)
-            if state.complaint():
-                self._complain(state.complaint())
+        cameras = self._cameras.states()
+        for camera in cameras:
+            if camera.complaint():
+                self._complain(camera.complaint())
         self._diagnostics_topic.publish(self._diagnostics.report(self._last_status, cameras))
 
     def _complain(self, text: str) -> None:
