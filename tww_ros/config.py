@@ -181,6 +181,8 @@ class AnswerConfig(_Checked):
         2_048, 'longest question with its choices, in tokens', low=8, high=131_072)
     max_waiting: int = setting(
         64, 'questions waiting or running; one more is refused as busy', low=1, high=10_000)
+    max_watches: int = setting(
+        32, 'standing questions; one more is refused as busy', low=0, high=10_000)
     max_sessions: int = setting(
         64, 'sessions kept; beyond it the one idle for longest is forgotten', low=1, high=10_000)
     sessions_bytes: int = setting(

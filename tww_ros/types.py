@@ -187,6 +187,58 @@ class AnswerPiece:
 
 
 @dataclass(frozen=True)
+class WatchQuestion:
+    """A standing question: it is checked each time a segment is closed and noted, until it holds.
+
+    text: a yes-or-no question, or 'Tell me when …'. cameras: check segments of these only, and
+    look at no others; empty = all. choices: a check's answer is one of them. expected: ends when
+    this choice is the answer; empty = the first. threshold: its probability must reach this; 0 =
+    it only has to be the likeliest. confirmations: so many checks in a row must agree.
+    timeout_s: give up after this long; 0 = never.
+    """
+
+    text: str
+    cameras: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ('yes', 'no')
+    expected: str = ''
+    threshold: float = 0.0
+    confirmations: int = 1
+    timeout_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'choices', tuple(self.choices) or ('yes', 'no'))
+        object.__setattr__(self, 'cameras', tuple(sorted(set(self.cameras))))
+        object.__setattr__(self, 'expected', self.expected or self.choices[0])
+        # The rest is refused by the question that each check asks.
+        Question(self.text, choices=self.choices, timeout_s=self.timeout_s)
+        if self.expected not in self.choices:
+            raise QuestionError(f'expected is {self.expected!r}, and no choice; take one of '
+                                f'{list(self.choices)!r}')
+        if not 0 <= self.threshold <= 1:
+            raise QuestionError(f'threshold must be 0 to 1, got {self.threshold}')
+        if self.confirmations < 1:
+            raise QuestionError(f'confirmations must be ≥ 1, got {self.confirmations}')
+
+
+@dataclass(frozen=True)
+class WatchUpdate:
+    """One check of a standing question.
+
+    stamp_ns: of the newest frame that it could see. answer: the likeliest choice. probability: of
+    the expected choice. checks: until now, this one included; agreeing: of these, those in a row
+    that agreed. holds: the watch is over, because it is so.
+    """
+
+    stamp_ns: int
+    answer: str
+    probability: float
+    evidence: tuple[Evidence, ...] = ()
+    checks: int = 1
+    agreeing: int = 0
+    holds: bool = False
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """Counters since start (frames_*, notes_*, answers_*, steps) and the present state (the rest).
 
@@ -211,6 +263,7 @@ class EngineStats:
     answers_active: int = 0
     answers_waiting: int = 0
     sessions: int = 0
+    watches: int = 0
     steps: int = 0
     step_tokens: int = 0
     tokens_seen: int = 0

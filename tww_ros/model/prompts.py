@@ -23,6 +23,11 @@ END_OF_NOTE, END_OF_ANSWER = '<EOT>', '<EOQ>'
 # the vocabulary.
 LITERAL_IDS = {END_OF_ANSWER: 151669, END_OF_NOTE: 151670}
 
+# What a standing question that begins so is asked for, and what that means: the words with which
+# such questions are trained.
+TELL_ME_WHEN = 'tell me when '
+SO_NOW = {'yes': 'it is so now', 'no': 'not yet'}
+
 
 @dataclass(frozen=True)
 class PromptStyle:
