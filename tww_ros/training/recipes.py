@@ -17,17 +17,22 @@ from tww_ros.training.layout import plan
 from tww_ros.training.tabletop import Recipe
 from tww_ros.world.table import TEST_SEEDS, TRAIN_SEEDS
 
+# A stream's notes and pictures cost the same whether one question follows or twenty.
+QUIZ = dataclasses.replace(tabletop.SINGLE, name='quiz', segments=(6, 40), rounds=(10, 18))
+TALK = dataclasses.replace(tabletop.MULTI, name='talk', moments=(2, 4), rounds=(8, 16), sessions=3)
+LONG_QUIZ = dataclasses.replace(tabletop.LONG_SINGLE, name='long-quiz', rounds=(10, 20))
+LONG_TALK = dataclasses.replace(tabletop.LONG, name='long-talk', moments=(2, 4), rounds=(8, 16),
+                                sessions=3)
 # Share of the samples of each stage; stages build on each other and keep a little of the ones
-# before.
+# before. Samples differ in length: a quiz has some twenty times the tokens of a sample of events.
 MIXTURES: dict[str, dict[Recipe, float]] = {
     'perception': {tabletop.PERCEPTION: 1.0},
     'events': {tabletop.PERCEPTION: 0.3, tabletop.EVENTS: 0.7},
     'single': {tabletop.PERCEPTION: 0.1, tabletop.EVENTS: 0.4, tabletop.SINGLE: 0.47,
                tabletop.LONG_SINGLE: 0.03},
-    'multi': {tabletop.EVENTS: 0.3, tabletop.SINGLE: 0.15, tabletop.MULTI: 0.45,
-              tabletop.LONG_SINGLE: 0.1},
-    'long': {tabletop.EVENTS: 0.2, tabletop.SINGLE: 0.1, tabletop.MULTI: 0.25,
-             tabletop.LONG_SINGLE: 0.15, tabletop.LONG: 0.3},
+    'multi': {tabletop.EVENTS: 0.3, tabletop.GLANCE: 0.25, QUIZ: 0.2, TALK: 0.2, LONG_QUIZ: 0.05},
+    'long': {tabletop.EVENTS: 0.3, tabletop.GLANCE: 0.2, QUIZ: 0.14, TALK: 0.14, LONG_QUIZ: 0.11,
+             LONG_TALK: 0.11},
 }
 # Pictures are drawn larger than the model sees them, as a camera's are.
 SIZES_PX = (96, 144, 192, 192)

@@ -9,6 +9,7 @@ costs little more than its notes.
       events       what has changed, in short and lively streams    EVENTS
     1 single       notes about events; one question a session   SINGLE
     2 multi        many rounds a session, follow-ups            MULTI
+                   what can be seen now                         GLANCE
     3 long         long streams, proofs far back, distractors   LONG
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 from tww_ros.training.layout import Sample, SamplePatch, SampleRound, SampleSegment
 from tww_ros.world.notes import Chronicle
-from tww_ros.world.questions import Asker, TableQuestion
+from tww_ros.world.questions import KINDS_OF, Asker, TableQuestion
 from tww_ros.world.render import Renderer
 from tww_ros.world.table import Episode, Pace, TableState, crowd, simulate
 
@@ -36,6 +37,7 @@ class Recipe:
     session of its own; otherwise there are at most `sessions`. video: 'all', 'none' (the texts
     are the same), or 'near' for the last segments before questions and around some events.
     late_share: how many streams begin at some moment of a day instead of at its start.
+    kinds: of the questions; empty: all.
     notes: False leaves them out, and answers reason through every event instead (the ablation).
     """
 
@@ -54,6 +56,7 @@ class Recipe:
     late_share: float = 0.3
     notes: bool = True
     sessions: int = 2
+    kinds: tuple[str, ...] = ()
 
 
 PERCEPTION = Recipe('perception', (1, 1), (1.0, 1.0), (0, 0), (0, 0), True)
@@ -63,6 +66,10 @@ SINGLE = Recipe('single', (6, 32), (0.5, 4.0), (2, 4), (4, 8), True)
 MULTI = Recipe('multi', (10, 40), (0.5, 4.0), (3, 6), (2, 5), False)
 LONG = Recipe('long', (60, 160), (1.0, 5.0), (2, 5), (4, 8), False, video='near')
 LONG_SINGLE = Recipe('long-single', (60, 160), (1.0, 5.0), (2, 4), (5, 10), True, video='near')
+# What can be seen now, asked about crowded tables with few notes or none: who has to look, learns
+# to look.
+GLANCE = Recipe('glance', (1, 3), (0.0, 1.0), (1, 1), (6, 14), True, idle_share=0.0,
+                furnished_share=1.0, most_furniture=8, late_share=1.0, kinds=KINDS_OF['present'])
 # Segments before a question (and before a note) whose video is kept with video='near'.
 NEAR = 9
 # Timestamps of one to five digits.
@@ -134,7 +141,7 @@ def _rounds(chronicle: Chronicle, rng: random.Random, recipe: Recipe, after: int
         if before is not None and before.subject is not None and rng.random() < 0.3:
             made = asker.follow_up(before.subject)
         else:
-            made = asker.ask()
+            made = asker.ask(recipe.kinds)
         subjects[session] = made
         if rng.random() < 0.5:
             made = made.with_choices(rng)

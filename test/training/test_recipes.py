@@ -1,0 +1,49 @@
+"""The mixtures of `tww train`: what the stages are made of."""
+
+from __future__ import annotations
+
+import pytest
+
+from tww_ros.training import tabletop
+from tww_ros.training.recipes import LONG_QUIZ, LONG_TALK, MIXTURES, QUIZ, TALK
+from tww_ros.training.train import STAGES
+from tww_ros.world.questions import KINDS_OF
+
+SEED = 7
+
+
+def test_every_stage_has_a_mixture() -> None:
+    assert set(MIXTURES) == set(STAGES)
+    for mixture in MIXTURES.values():
+        assert sum(mixture.values()) == pytest.approx(1.0)
+
+
+def test_samples_of_one_seed_differ_by_recipe() -> None:
+    # The name is part of the seed: two recipes of one name would see the same streams.
+    names = [recipe.name for recipe in {recipe for mixture in MIXTURES.values()
+                                        for recipe in mixture}]
+    assert len(names) == len(set(names))
+
+
+def test_a_glance_asks_for_what_can_be_seen_now_with_few_notes() -> None:
+    bare = 0
+    for seed in range(12):
+        made = tabletop.sample(seed, tabletop.GLANCE)
+        assert len(made.segments) <= 3 and all(segment.patches for segment in made.segments)
+        assert {question.kind for question in made.rounds} <= set(KINDS_OF['present'])
+        bare += any(question.noted == 0 for question in made.rounds)
+    assert bare >= 1
+
+
+@pytest.mark.parametrize('many, few', [(QUIZ, tabletop.SINGLE), (TALK, tabletop.MULTI),
+                                       (LONG_QUIZ, tabletop.LONG_SINGLE),
+                                       (LONG_TALK, tabletop.LONG)])
+def test_streams_with_many_questions(many: tabletop.Recipe, few: tabletop.Recipe) -> None:
+    made = [sum(len(tabletop.sample(seed, recipe).rounds) for seed in range(3))
+            for recipe in (many, few)]
+    assert made[0] > made[1]
+    for one in tabletop.sample(SEED, many).rounds:
+        assert one.after >= 1 and one.noted <= one.after
+    if many.single:
+        sessions = [one.session for one in tabletop.sample(SEED, many).rounds]
+        assert len(sessions) == len(set(sessions))
