@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tww_ros import __version__
-from tww_ros.config import EngineConfig, NodeConfig, Setting, settings
+from tww_ros.config import CHANGES, EngineConfig, NodeConfig, Setting, settings
 from tww_ros.errors import ConfigError, ReplayError, TwwError
 from tww_ros.evaluation.commands import register as eval_command
 from tww_ros.memory.commands import register as memory_command
@@ -206,14 +206,19 @@ def settings_markdown() -> str:
              '', *_table(EngineConfig), '', '## Node', '',
              'ROS parameters only. `cameras` (a list of names) says which topics are watched: '
              '`<name>/image` each, and `image` for the default `[camera]`.',
+             '', 'change: when a parameter that is set on a running node takes effect. `next '
+             'configure` is refused while the node is configured: `ros2 lifecycle set` deactivate '
+             'and cleanup, set it, configure and activate.',
              '', *_table(NodeConfig)]
     return '\n'.join(lines) + '\n'
 
 
 def _table(config: type) -> list[str]:
-    return ['| setting | type | default | allowed | what it does |', '|---|---|---|---|---|',
+    return ['| setting | type | default | allowed | change | what it does |',
+            '|---|---|---|---|---|---|',
             *(f'| `{entry.name}` | {entry.type.__name__} | {_literal(entry)} | '
-              f'{_allowed(entry)} | {entry.help} |' for entry in settings(config))]
+              f'{_allowed(entry)} | {CHANGES[entry.change]} | {entry.help} |'
+              for entry in settings(config))]
 
 
 def settings_yaml() -> str:

@@ -15,11 +15,14 @@ from typing import Any
 
 from tww_ros.errors import ConfigError
 
+# When a ROS parameter that is set on a running node takes effect.
+CHANGES = {'configure': 'next configure', 'live': 'at once', 'start': 'restart'}
+
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
-            choices: tuple[Any, ...] = ()) -> Any:
-    """A dataclass field with its description, inclusive range and choices."""
-    meta = {'help': help, 'low': low, 'high': high, 'choices': choices}
+            choices: tuple[Any, ...] = (), change: str = 'configure') -> Any:
+    """A dataclass field with its description, inclusive range and choices; change: of CHANGES."""
+    meta = {'help': help, 'low': low, 'high': high, 'choices': choices, 'change': change}
     return field(default=default, metadata=meta)
 
 
@@ -34,6 +37,7 @@ class Setting:
     low: float | None
     high: float | None
     choices: tuple[Any, ...]
+    change: str
 
     def check(self, value: Any) -> Any:
         """The value converted to this setting's type; ConfigError when it does not fit."""
@@ -258,6 +262,9 @@ class EngineConfig:
 class NodeConfig(_Checked):
     """Settings of the ROS node itself, but the list of cameras; the engine knows none of them."""
 
+    autostart: bool = setting(
+        True, 'the node configures and activates itself; false: it waits for ~/change_state, as '
+              'managed nodes do', change='start')
     model: str = setting('tiny-random', 'checkpoint directory, hub id, "embedded", or '
                                         '"tiny-random" (random weights: its words mean nothing)')
     quantization: str = setting('none', 'of the weights', choices=('none', 'int8', 'nf4'))
@@ -276,13 +283,15 @@ class NodeConfig(_Checked):
                                      choices=('best_effort', 'reliable'))
     image_queue_depth: int = setting(10, 'image messages waiting for the node, per camera',
                                      low=1, high=1_000)
-    status_rate_hz: float = setting(5.0, 'how often ~/status is published', low=0.1, high=100.0)
+    status_rate_hz: float = setting(5.0, 'how often ~/status is published', low=0.1, high=100.0,
+                                    change='live')
     feedback_period_s: float = setting(0.08, 'text of a running answer is collected for this long '
-                                             'before it is sent as feedback', low=0.01, high=5.0)
+                                             'before it is sent as feedback', low=0.01, high=5.0,
+                                       change='live')
     result_timeout_s: int = setting(300, 'the result of a finished action is kept for this long',
-                                    low=1, high=86_400)
+                                    low=1, high=86_400, change='start')
     shutdown_timeout_s: float = setting(3.0, 'running answers and threads get this long to end',
-                                        low=0.1, high=60.0)
+                                        low=0.1, high=60.0, change='live')
 
 
 def settings(config: type) -> Iterator[Setting]:

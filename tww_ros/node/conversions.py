@@ -14,7 +14,7 @@ from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import PoseStamped
 
 from tww_interfaces import msg as messages
-from tww_interfaces.srv import Ask
+from tww_interfaces.srv import Ask, SaveMemory
 from tww_ros import errors
 from tww_ros.types import NS_PER_S, Answer, Evidence, Note, Pose, Question, SegmentInfo
 
@@ -30,6 +30,7 @@ _CODES: dict[type[BaseException], int] = {
     errors.QuestionTooLongError: Ask.Response.QUESTION_TOO_LONG,
     errors.UnknownCameraError: Ask.Response.UNKNOWN_CAMERA,
     errors.UnknownSessionError: Ask.Response.UNKNOWN_SESSION,
+    errors.StoreError: SaveMemory.Response.STORE,
 }
 
 
@@ -42,7 +43,7 @@ class RequestError(errors.QuestionError):
 
 
 def error_code(error: BaseException) -> int:
-    """The error code of Ask, Query, CloseSession and ListSegments for an exception."""
+    """The error code of every service and action for an exception."""
     if isinstance(error, RequestError):
         return error.code
     for kind, code in _CODES.items():
