@@ -8,6 +8,7 @@ and because float seconds since 1970 lose the last 100 ns. Images are RGB, uint8
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +56,19 @@ class Frame:
                              f'{self.stamp_ns!r}')
         # Differences of numpy's unsigned integers wrap around.
         object.__setattr__(self, 'stamp_ns', int(self.stamp_ns))
+
+
+@dataclass(frozen=True, eq=False)
+class LateFrame:
+    """A frame whose image is made only if it is watched: one that is left out costs little.
+
+    read: makes the frame, once at most, in the watcher's thread. None when it cannot be made: the
+    frame is then rejected, and read has told why. It must not raise.
+    """
+
+    stamp_ns: int
+    camera: str
+    read: Callable[[], Frame | None] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -243,7 +257,8 @@ class EngineStats:
     """Counters since start (frames_*, notes_*, answers_*, steps) and the present state (the rest).
 
     frames_received = frames_watched + frames_skipped (sampler) + frames_dropped (full queue)
-                      + frames_rejected (out of order) + frames_waiting.
+                      + frames_rejected (out of order or malformed) + frames_waiting.
+    first_token_s, answer_s: from asking to the first token and to the end, of the newest answer.
     """
 
     frames_received: int = 0
@@ -274,4 +289,6 @@ class EngineStats:
     memory_tokens: int = 0
     newest_ns: int = 0
     ingest_lag_s: float = 0.0
+    first_token_s: float = 0.0
+    answer_s: float = 0.0
     last_error: str = ''

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tww_ros.config import WatchConfig
-from tww_ros.types import NS_PER_S, Frame
+from tww_ros.types import NS_PER_S, Frame, LateFrame
 from tww_ros.video.segmentation import (
     EpochClock,
     FrameIntake,
@@ -202,3 +202,35 @@ def test_every_watched_frame_is_in_one_patch_of_one_segment(moves, segment_s, pa
         assert [(id(f), e) for f, e in mine] == [(id(f), e) for f, e in expected]
         indices = [key.index for key in segments if key.camera == camera]
         assert indices == list(range(len(indices)))
+
+
+def test_a_late_frame_is_read_only_when_it_is_watched():
+    stamps = [*range(1_000, 4_000, 100), *range(0, 1_000, 100)]             # back to 0: an epoch
+    read = []
+
+    def late(ms):
+        def make():
+            read.append(ms)
+            return None if ms == 2_000 else frame(ms)
+
+        return LateFrame(ms * MS, 'front', make)
+
+    config = WatchConfig(sample_fps=2.0, segment_s=2.0)
+    at_once, at_need = FrameIntake(config), FrameIntake(config)
+    expected = [at_once.add(frame(ms)) for ms in stamps]
+    got = [at_need.add(late(ms)) for ms in stamps]
+    assert [ms for ms, taken in zip(stamps, expected, strict=True)
+            if taken.verdict == 'watched'] == read
+    assert read == [1_000, 1_500, 2_000, 2_500, 3_000, 3_500, 0, 500]
+    # One that cannot be read is rejected; all others fare as if their images had been there.
+    verdicts = [taken.verdict for taken in expected]
+    verdicts[stamps.index(2_000)] = 'rejected'
+    assert [taken.verdict for taken in got] == verdicts
+
+
+def test_a_late_frame_without_an_image_still_begins_its_epoch():
+    intake = FrameIntake(WatchConfig(sample_fps=2.0, segment_s=60.0))
+    intake.add(frame(5_000))
+    taken = intake.add(LateFrame(0, 'front', lambda: None))
+    assert taken.verdict == 'rejected'
+    assert told(taken.events) == [('patch', 0, [5_000]), ('closed', 0, 'epoch')]

@@ -28,6 +28,8 @@ class Counters:
     tokens_dropped: int = 0
     newest_ns: int = 0
     ingest_lag_s: float = 0.0
+    first_token_s: float = 0.0
+    answer_s: float = 0.0
     last_error: str = ''
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 

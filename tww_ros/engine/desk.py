@@ -79,6 +79,9 @@ class Desk:
 
     def _ended(self, pending: PendingAnswer, error: TwwError | None) -> None:
         if error is None:
+            now_s = time.monotonic()
+            self._counters.first_token_s = (pending.first_token_s or now_s) - pending.asked_s
+            self._counters.answer_s = now_s - pending.asked_s
             self._counters.add(answers_done=1)
         elif isinstance(error, CancelledError):
             self._counters.add(answers_cancelled=1)

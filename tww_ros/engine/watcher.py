@@ -26,7 +26,7 @@ from tww_ros.engine.reader import CloseItem, PatchItem
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.memory.thumbnail import SIDE_PX
 from tww_ros.model.protocol import StepModel
-from tww_ros.types import NS_PER_S, Frame
+from tww_ros.types import NS_PER_S, Frame, LateFrame
 from tww_ros.video.pixels import Pixels, to_pixels
 from tww_ros.video.segmentation import Event, FrameIntake, PatchReady, SegmentKey
 from tww_ros.video.token_drop import TokenDrop
@@ -37,7 +37,7 @@ Mark = QuestionItem | DrainItem
 
 @dataclass(frozen=True, eq=False)
 class _Arrived:
-    frame: Frame
+    frame: Frame | LateFrame
     at_s: float
 
 
@@ -98,7 +98,7 @@ class Watcher:
         with self._changed:
             self._arrived_s = dict.fromkeys(newest_ns, time.monotonic())
 
-    def push(self, frame: Frame) -> bool:
+    def push(self, frame: Frame | LateFrame) -> bool:
         """Take a frame; never blocks, drops the oldest when full. False when stopped."""
         with self._changed:
             if self._stopping:
@@ -140,7 +140,7 @@ class Watcher:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _enqueue(self, frame: Frame) -> None:
+    def _enqueue(self, frame: Frame | LateFrame) -> None:
         now_s = time.monotonic()
         self._queue.append(_Arrived(frame, now_s))
         self._frames += 1
@@ -260,9 +260,10 @@ class Watcher:
                 return
             # A jump back sends the old epoch's odd last frame when the clock is in the new one.
             time_ns = event.patch.stamp_ns - self._zero_ns[event.segment_key.epoch]
+            pose = next((frame.pose for frame in reversed(frames) if frame.pose), None)
             self._reasoner.put(PatchItem(
                 event.segment_key, max(0, time_ns) / NS_PER_S, frames[0].stamp_ns,
-                frames[-1].stamp_ns, len(frames), vision, frames[-1].pose, self._pushed_s,
+                frames[-1].stamp_ns, len(frames), vision, pose, self._pushed_s,
                 self._zero_ns[event.segment_key.epoch], self._picture(event), keep))
 
     def _keep(self, event: PatchReady, pixels: Pixels) -> np.ndarray | None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tww_ros.config import WatchConfig
-from tww_ros.types import NS_PER_S, Frame
+from tww_ros.types import NS_PER_S, Frame, LateFrame
 from tww_ros.video.sampling import FrameSampler
 from tww_ros.video.scene import SceneCut
 
@@ -205,7 +205,7 @@ class EpochClock:
 
 
 class Intake(NamedTuple):
-    """What became of one frame: 'watched', 'skipped' (sampler) or 'rejected' (out of order)."""
+    """What became of one frame: 'watched', 'skipped' (sampler), 'rejected' (order, no image)."""
 
     verdict: str
     events: list[Event]
@@ -222,8 +222,8 @@ class FrameIntake:
         self._config = config
         self._patch_frames = temporal_patch_size
 
-    def add(self, frame: Frame) -> Intake:
-        """Take one frame as it arrived."""
+    def add(self, frame: Frame | LateFrame) -> Intake:
+        """Take one frame as it arrived; a late one is read when the sampler wants it."""
         order = self.clock.observe(frame.camera, frame.stamp_ns)
         if order == 'late':
             return Intake('rejected', [])
@@ -239,6 +239,10 @@ class FrameIntake:
                 self._config.segment_min_s if self._config.segment_by == 'scene' else None)
         if not self._samplers[frame.camera].accept(frame.stamp_ns):
             return Intake('skipped', events)
+        if isinstance(frame, LateFrame):
+            frame = frame.read()
+            if frame is None:
+                return Intake('rejected', events)
         events += self.segmenters[frame.camera].add(frame, self.clock.epoch)
         return Intake('watched', events)
 
