@@ -14,21 +14,24 @@ being short; each is a branch that attends to the same memory and the same quest
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import NamedTuple
 
 import torch
 
-from tww_ros.config import EngineConfig
+from tww_ros.config import EngineConfig, MemoryConfig
 from tww_ros.engine.job import Program, generate, prefill, score
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.recall import Fetch, Search, recall
 from tww_ros.engine.sessions import Round, Session, Sessions
-from tww_ros.errors import NothingSeenError
+from tww_ros.errors import NothingSeenError, QuestionError
 from tww_ros.memory.bank import MemoryBank
+from tww_ros.memory.block import KVBlock
 from tww_ros.memory.notes import Resident, Scope
-from tww_ros.memory.view import Entry, View, lay_out
+from tww_ros.memory.view import Entry, Part, Scheme, View, lay_out
 from tww_ros.model.protocol import StepModel
+from tww_ros.model.run import Span, TokenRun
 from tww_ros.types import Answer, Evidence, Question
 
 MAX_EVIDENCE = 8
@@ -38,6 +41,29 @@ def question_ids(model: StepModel, question: Question) -> list[int]:
     """Tokens of the question branch: the user's words, then the assistant's turn."""
     text = model.style.question(question.text, question.choices)
     return model.encode_user(text) + model.encode(model.style.question_tail)
+
+
+def scope_of(bank: MemoryBank, config: MemoryConfig, question: Question, epoch: int) -> Scope:
+    """Memory as a question that is asked now sees it; NothingSeenError when that is nothing."""
+    scope = Scope(epoch, question.cameras, question.window, change=bank.change)
+    if bank.resident(scope, tokens=config.resident_tokens, note_tokens=config.resident_note_tokens,
+                     fetch=True):
+        return scope
+    everything = {'tokens': sys.maxsize, 'note_tokens': sys.maxsize, 'fetch': True}
+    too_long = bank.resident(scope, **everything)
+    if too_long:
+        raise QuestionError(
+            f'the newest segment has {too_long[-1].record.tokens} tokens, and an answer attends '
+            f'to at most {config.resident_tokens}; raise memory.resident_tokens, or lower '
+            'watch.segment_s or watch.max_pixels')
+    where = f' of {", ".join(question.cameras)}' if question.cameras else ''
+    held = [item.record for item in bank.resident(scope._replace(window=None), **everything)]
+    if not held:
+        raise NothingSeenError(f'nothing{where} is in memory yet; check that images arrive, or '
+                               'ask later')
+    raise NothingSeenError(
+        f'nothing{where} is in memory in the window asked about; what is there spans '
+        f'{min(r.start_ns for r in held)} to {max(r.end_ns for r in held)} ns')
 
 
 class Look(NamedTuple):
@@ -58,7 +84,7 @@ class Look(NamedTuple):
 def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessions: Sessions,
            session: Session, look: Look) -> Program[None]:
     """Answer one question."""
-    question, style, chunk = pending.question, model.style, config.step.chunk_tokens
+    question, style = pending.question, model.style
     pending.started_s = time.monotonic()
     sink, ids = look.sink, question_ids(model, question)
     words = ' '.join((session.newest_words, question.text))
@@ -75,12 +101,13 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
     prefix = model.encode(style.choice_prefix if question.choices else style.answer_prefix)
 
     branch = model.new_block(view.start('source'), capacity=len(ids))
-    logits = yield from prefill(branch, view, ids, chunk, mass=None if prefix else mass)
+    behind = _behind(view, branch, len(ids), model.scheme)
+    block = model.new_block(behind.start('target'), capacity=len(prefix))
+    asked, begun = TokenRun.text(ids, branch.end), TokenRun.text(prefix, block.end)
+    # What the answer begins with sees the question that the same step computes.
+    *_, told = yield ([Span(branch, view, asked), Span(block, behind, begun, 'last', mass)]
+                      if prefix else [Span(branch, view, asked, 'last', mass)])
     own = [Entry(branch, 'source')]
-    answer_view = lay_out([*entries, *own], model.scheme)
-    block = model.new_block(answer_view.start('target'), capacity=len(prefix))
-    if prefix:
-        logits = yield from prefill(block, answer_view, prefix, chunk, mass=mass)
 
     closer = model.encode(style.answer_closer)
     probabilities: tuple[float, ...] = ()
@@ -89,21 +116,20 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
         if prefix:
             own.append(Entry(block, 'target'))
         options = [model.encode_user(choice) for choice in question.choices]
-        scores, blocks = yield from score(model, [*entries, *own], logits, options, closer[0],
-                                          chunk)
+        scores, blocks = yield from score(model, [*entries, *own], told.logits, options, closer[0])
         probabilities = tuple(torch.tensor(scores, dtype=torch.float64).softmax(0).tolist())
         best = max(range(len(scores)), key=scores.__getitem__)
         written, finish_reason, text = options[best], 'choice', question.choices[best]
         block, block_view = blocks[best], lay_out([*entries, *own], model.scheme)
-        stream.first_token()
+        pending.begin()
         reasoning, rest = '', text
     else:
         limit = min(question.max_new_tokens, config.answer.max_new_tokens)
         written, finish_reason = yield from generate(
-            block, answer_view, logits, ends=model.answer_ends, max_new_tokens=limit, mass=mass,
+            block, behind, told.token, ends=model.answer_ends, max_new_tokens=limit, mass=mass,
             on_tokens=stream.tokens)
-        stream.first_token()
-        block_view, raw = answer_view, model.decode(written)
+        pending.begin()
+        block_view, raw = behind, model.decode(written)
         reasoning, text = style.split_answer(raw)
         rest = raw[stream.delivered:]
         if finish_reason == 'length':
@@ -118,32 +144,40 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
         queue_s=pending.started_s - pending.asked_s,
         first_token_s=pending.first_token_s - pending.asked_s, total_s=now_s - pending.asked_s,
         token_ids=tuple(written)), rest)
+    if not session.kept:
+        return
 
-    yield from prefill(block, block_view, closer, chunk, logits='none')
+    yield from prefill(block, block_view, closer, logits='none')
     block.seal()
     own.append(Entry(block, 'target'))
     sessions.add(session, Round(look.after, tuple(own), f'{question.text} {text}'))
+
+
+def _behind(view: View, block: KVBlock, tokens: int, scheme: Scheme) -> View:
+    """The view with a question that begins where its source side ends, computed or not yet."""
+    end = block.start + tokens
+    return View((*view.parts, Part(block, tokens, 0)), end,
+                end if scheme == 'continuous' else view.next_target)
 
 
 class _Stream:
     """Turns growing token ids into text pieces."""
 
     def __init__(self, model: StepModel, pending: PendingAnswer) -> None:
+        # Characters, and tokens that they are of.
         self.delivered = 0
+        self._told = 0
         self._model = model
         self._pending = pending
 
-    def first_token(self) -> None:
-        if self._pending.first_token_s is None:
-            self._pending.first_token_s = time.monotonic()
-
     def tokens(self, ids: list[int]) -> None:
-        self.first_token()
-        text = self._model.decode(ids)
+        self._pending.begin()
+        text = self._model.decode(ids[self._told:])
         # A character's bytes may be spread over several tokens; a half one waits for the rest.
         if not text.endswith('\ufffd'):
-            self._pending.write(text[self.delivered:])
-            self.delivered = max(self.delivered, len(text))
+            self._pending.write(text)
+            self.delivered += len(text)
+            self._told = len(ids)
 
 
 def _evidence(view: View, seen: list[Resident], mass: torch.Tensor) -> tuple[Evidence, ...]:

@@ -11,15 +11,19 @@ notes that it is about, and takes their place.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tww_ros.config import EngineConfig
-from tww_ros.engine.job import Program, generate, prefill
+from tww_ros.engine.counters import Counters
+from tww_ros.engine.job import Job, Program, generate, prefill
+from tww_ros.engine.keeper import Keeper
 from tww_ros.engine.recall import read_again
 from tww_ros.errors import ModelError
 from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.block import KVBlock
-from tww_ros.memory.notes import Resident, Told, with_block
+from tww_ros.memory.notes import Resident, Scope, Told, with_block
 from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model.protocol import StepModel
@@ -32,7 +36,7 @@ def write_note(model: StepModel, config: EngineConfig, bank: MemoryBank, record:
     """Write the note of `record`; `seen`: its segments and the notes before it, oldest first."""
     started_s = time.monotonic()
     view = lay_out([sink, *(item.entry for item in seen)], model.scheme)
-    block, ids, finish_reason = yield from _write(model, config, view, model.style.note_prefix,
+    block, ids, finish_reason = yield from _write(model, view, model.style.note_prefix,
                                                   config.note.max_new_tokens)
     note = Note(record.id, record.camera, record.start_ns, record.end_ns,
                 model.style.clean_note(model.decode(ids)), len(ids), finish_reason,
@@ -47,9 +51,9 @@ def write_episode(model: StepModel, config: EngineConfig, bank: MemoryBank,
     """Sum up `parts`, oldest first. on_episode: the episode, id of its last segment."""
     started_s = time.monotonic()
     items = [with_block(told, told.block) for told in parts]
-    yield from read_again(model, config, bank, sink, items)
+    yield from read_again(model, bank, sink, items)
     view = lay_out([sink, *(item.entry for item in items)], model.scheme)
-    block, ids, finish_reason = yield from _write(model, config, view, model.style.episode_prefix,
+    block, ids, finish_reason = yield from _write(model, view, model.style.episode_prefix,
                                                   config.note.episode_max_new_tokens)
     length = sum(part.length for part in parts)
     if not ids or block.length >= length:
@@ -64,18 +68,119 @@ def write_episode(model: StepModel, config: EngineConfig, bank: MemoryBank,
         on_episode(episode, last.id)
 
 
-def _write(model: StepModel, config: EngineConfig, view: View, prefix: str,
+def _write(model: StepModel, view: View, prefix: str,
            max_new_tokens: int) -> Program[tuple[KVBlock, list[int], str]]:
     """Write behind `prefix` until it ends; the block, closed, and what was written."""
-    style, chunk = model.style, config.step.chunk_tokens
-    start, closer = model.encode(prefix), model.encode(style.note_closer)
+    start, closer = model.encode(prefix), model.encode(model.style.note_closer)
     block = model.new_block(view.start('target'),
                             capacity=len(start) + max_new_tokens + len(closer))
-    logits = yield from prefill(block, view, start, chunk)
-    ids, finish_reason = yield from generate(block, view, logits, ends=model.note_ends,
+    first = yield from prefill(block, view, start)
+    ids, finish_reason = yield from generate(block, view, first.token, ends=model.note_ends,
                                              max_new_tokens=max_new_tokens)
     if finish_reason == 'length':
         closer = [ids[-1], *closer]
-    yield from prefill(block, view, closer, chunk, logits='none')
+    yield from prefill(block, view, closer, logits='none')
     block.seal()
     return block, ids, finish_reason
+
+
+@dataclass(eq=False)
+class Noting:
+    """A segment that waits for its note, or notes (`parts`) that wait for their episode."""
+
+    record: SegmentRecord
+    parts: tuple[Told, ...] = ()
+
+
+class NoteQueue:
+    """What is to be noted, oldest first; `job` writes about the first of `waiting`.
+
+    What a note sees is fixed when writing begins. Only the reasoner calls it.
+    """
+
+    def __init__(self, model: StepModel, bank: MemoryBank, keeper: Keeper, config: EngineConfig,
+                 counters: Counters, sink: Entry, on_note: Callable[[Note], None],
+                 on_settled: Callable[[SegmentRecord], None],
+                 report: Callable[[str, Exception], None]) -> None:
+        """on_settled: hears of a segment that was noted, or will not be. report: hears in words
+        what could not be written, and why."""
+        self.waiting: deque[Noting] = deque()
+        self.job: Job | None = None
+        self._model = model
+        self._bank = bank
+        self._keeper = keeper
+        self._config = config
+        self._counters = counters
+        self._sink = sink
+        self._on_note = on_note
+        self._on_settled = on_settled
+        self._report = report
+        # The change of memory at which there was nothing to sum up.
+        self._summed_up = -1
+
+    def add(self, record: SegmentRecord) -> None:
+        """Have a note written about a closed segment."""
+        self.waiting.append(Noting(record))
+        # Offline nothing is skipped; live, a note that comes minutes late is worth less than
+        # keeping up.
+        if (not self._config.step.deterministic
+                and len(self.waiting) > self._config.note.backlog):
+            skipped = self.waiting[0 if self.job is None else 1]
+            self.waiting.remove(skipped)
+            self._counters.add(notes_skipped=1)
+            self._on_settled(skipped.record)
+
+    def sum_up(self) -> None:
+        """With nothing to note, bring the oldest notes together, if there are too many."""
+        if self.waiting or self._summed_up == self._bank.change:
+            return
+        self._summed_up = self._bank.change
+        parts = self._bank.next_episode(self._config.memory.resident_note_tokens,
+                                        self._config.note.episode_notes)
+        if parts:
+            self.waiting.append(Noting(parts[-1].record, parts))
+
+    def begin(self) -> None:
+        """Begin the next one, if there is one and none is under way."""
+        self.sum_up()
+        while self.waiting and self.job is None:
+            try:
+                self.job = Job(self._program(self.waiting[0]))
+            except Exception as error:
+                self.fail(error)
+
+    def end(self) -> Noting:
+        """The one under way is written, or given up."""
+        self.job, self._summed_up = None, -1
+        return self.waiting.popleft()
+
+    def fail(self, error: Exception) -> None:
+        """The first one cannot be written; the next ones can."""
+        noting = self.end()
+        if noting.parts:
+            for told in noting.parts:
+                told.kept = True
+            self._report('an episode could not be written', error)
+        else:
+            self._counters.add(notes_skipped=1)
+            self._report(f'the note of segment {noting.record.id} could not be written', error)
+            self._on_settled(noting.record)
+
+    def _program(self, noting: Noting) -> Program[None]:
+        model, config, bank, record = self._model, self._config, self._bank, noting.record
+        if noting.parts:
+            return write_episode(model, config, bank, noting.parts, self._sink,
+                                 self._keeper.keep_episode)
+        seen = bank.resident(Scope(record.epoch, until=record.order),
+                             tokens=config.note.window_tokens,
+                             note_tokens=config.memory.resident_note_tokens)
+        return write_note(model, config, bank, record, self._sink, seen, self._noted)
+
+    def _noted(self, note: Note) -> None:
+        self._counters.add(notes_written=1)
+        record = self._bank.get(note.segment_id)
+        if record is not None:
+            self._keeper.keep_note(record)
+        self._on_note(note)
+        if record is not None:
+            self._on_settled(record)

@@ -45,6 +45,7 @@ class PendingAnswer:
         self.position: Callable[[PendingAnswer], int] = lambda _: 0
         # The engine's books, kept before anybody learns of the end: who has it may ask again.
         self.on_end: Callable[[PendingAnswer, TwwError | None], None] = lambda *_: None
+        self.on_first_token: Callable[[PendingAnswer], None] = lambda _: None
         self._future: Future[Answer] = Future()
         self._pieces: list[AnswerPiece] = []
         self._changed = threading.Condition()
@@ -119,6 +120,12 @@ class PendingAnswer:
         _call(listener, self)
 
     # The engine's side
+
+    def begin(self) -> None:
+        """Its first token is there, or what comes instead; later ones change nothing."""
+        if self.first_token_s is None:
+            self.first_token_s = time.monotonic()
+            self.on_first_token(self)
 
     def write(self, text: str) -> None:
         """Add a piece."""

@@ -114,14 +114,24 @@ class Reader:
         self._item, self._read = item, 0
         self._before = block.length, block.end
 
-    def span(self) -> Span | None:
-        """The next chunk of the patch, or None when there is none."""
+    @property
+    def rows(self) -> int:
+        """Tokens of the patch that are still to be read."""
+        return 0 if self._item is None else len(self._run) - self._read
+
+    def span(self, budget: int | None = None) -> Span | None:
+        """The next chunk of the patch, `budget` tokens at most, or None when there is none."""
         if self._item is None:
             return None
-        reading = self._open[self._item.key]
-        chunk = self._run.cut(self._read, min(len(self._run),
-                                              self._read + self._config.step.chunk_tokens))
-        return Span(reading.record.block, reading.view, chunk, summary=reading.record.summary)
+        reading, chunk = self._open[self._item.key], self._config.step.chunk_tokens
+        last = self._read + min(self.rows, chunk, chunk if budget is None else budget)
+        return Span(reading.record.block, reading.view, self._run.cut(self._read, last),
+                    summary=reading.record.summary)
+
+    def take(self, budget: int) -> list[Span]:
+        """What the next step reads, as a job gives it out; nothing when there is no room."""
+        span = self.span(budget) if budget > 0 else None
+        return [] if span is None else [span]
 
     def advance(self, tokens: int) -> PatchItem | None:
         """Count a step over `tokens`; the patch when it is now in memory."""

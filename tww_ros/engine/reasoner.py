@@ -19,31 +19,27 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tww_ros.config import EngineConfig
-from tww_ros.engine.answering import Look, answer
+from tww_ros.engine.answering import Look, answer, scope_of
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
 from tww_ros.engine.desk import Desk
-from tww_ros.engine.job import Job
+from tww_ros.engine.job import Job, Program, Result, results_of
 from tww_ros.engine.keeper import Keeper
-from tww_ros.engine.noting import write_episode, write_note
+from tww_ros.engine.noting import NoteQueue, Noting
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem, Reader
 from tww_ros.engine.sessions import Session, Sessions
-from tww_ros.errors import (
-    NothingSeenError,
-    QuestionError,
-    TwwError,
-)
+from tww_ros.engine.standing import Standing
+from tww_ros.errors import QuestionError, TwwError
 from tww_ros.memory.bank import MemoryBank
-from tww_ros.memory.notes import Scope, Told
+from tww_ros.memory.notes import Scope
 from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.view import Entry
 from tww_ros.model.protocol import StepModel
@@ -61,10 +57,12 @@ class QuestionItem:
     """A question at its place in the stream: it sees what is before it in the inbox, of `epoch`.
 
     The watcher names the epoch: its first patch may still be incomplete, or have failed.
+    check: of a standing question; it belongs to no session, and nobody remembers it.
     """
 
     pending: PendingAnswer
     epoch: int = 0
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,21 +85,13 @@ class _Waiting:
     after: int
 
 
-@dataclass(eq=False)
-class _Answering:
-    pending: PendingAnswer
-    session: Session
-    job: Job
+class _Answering(Job):
+    """An answer under way."""
 
-
-@dataclass(eq=False)
-class _Noting:
-    """A note (or an episode) waiting or under way; what it sees is fixed when writing begins."""
-
-    record: SegmentRecord
-    job: Job | None = None
-    # What an episode sums up; a note has none.
-    parts: tuple[Told, ...] = ()
+    def __init__(self, program: Program[None], pending: PendingAnswer, session: Session) -> None:
+        super().__init__(program)
+        self.pending = pending
+        self.session = session
 
 
 class Reasoner:
@@ -115,18 +105,20 @@ class Reasoner:
         self._sessions = sessions
         self._config = config
         self._counters = counters
-        self._on_note = on_note
         self._on_segment = on_segment
         self._keeper = keeper
         self._reader = Reader(model, bank, config)
+        self._sink = Entry(self._reader.sink, 'source')
         self._changed = threading.Condition()
         self._inbox: deque[Item] = deque()
         self._patches = 0
         self.desk = Desk(config.answer, counters, self.wake)
+        self.standing = Standing(config.answer, self._put_check, self.wake)
         self._waiting: list[_Waiting] = []
         self._answers: list[_Answering] = []
-        self._notes: deque[_Noting] = deque()
-        self._drains: list[tuple[tuple[_Noting, ...], threading.Event]] = []
+        self._notes = NoteQueue(model, bank, keeper, config, counters, self._sink, on_note,
+                                self._settled, self._report)
+        self._drains: list[tuple[tuple[Noting, ...], threading.Event]] = []
         self._newest_epoch = 0
         self._yielded = 0
         self._stopping = False
@@ -168,12 +160,13 @@ class Reasoner:
     def active(self) -> int:
         """Answers being written."""
         # One that was delivered stays in the steps until its round is closed.
-        return sum(not answering.pending.done() for answering in list(self._answers))
+        return sum(answering.session.kept and not answering.pending.done()
+                   for answering in list(self._answers))
 
     @property
     def notes_waiting(self) -> int:
         """Notes waiting or being written."""
-        return len(self._notes)
+        return len(self._notes.waiting)
 
     @property
     def open_segments(self) -> int:
@@ -185,6 +178,7 @@ class Reasoner:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+        self.standing.close('the engine was closed before it held')
         self.desk.close('the engine was closed before the answer was complete')
 
     def join(self, timeout_s: float) -> bool:
@@ -220,27 +214,30 @@ class Reasoner:
             with self._changed:
                 self._stopping = True
                 self._changed.notify_all()
+            self.standing.close('the engine stopped before it held; see its log')
             self.desk.close('the engine stopped before the answer was complete; see its log')
 
     def _sleep(self) -> bool:
         """Wait for news or for the nearest deadline; False when stopping."""
         with self._changed:
-            ready = any(answering.job.ready for answering in self._answers)
+            ready = any(answering.ready for answering in self._answers)
             if not self._inbox and not self._stopping and not ready:
-                self._changed.wait(self.desk.wait_s())
+                waits_s = self.desk.wait_s(), self.standing.wait_s()
+                self._changed.wait(min(filter(None, waits_s), default=None))
             return not self._stopping
 
     def _admit(self) -> None:
         """Take from the inbox all that needs no step, up to the next patch."""
         self.desk.expire()
+        self.standing.expire()
         # Before new answers begin, because a session whose round was cut short is free again.
         for answering in list(self._answers):
             if answering.pending.error() is not None:
                 self._end(answering)
                 continue
             try:
-                answering.job.poll()
-                if answering.job.done:
+                answering.poll()
+                if answering.done:
                     self._end(answering)
             except Exception as error:
                 self._broken(answering, error)
@@ -261,19 +258,19 @@ class Reasoner:
                 if isinstance(item, PatchItem):
                     self._counters.add(frames_rejected=item.frames)
         self._begin_answers()
-        self._begin_note()
-        for notes, done in self._drains:
-            if not any(noting in self._notes for noting in notes):
-                done.set()
-        self._drains = [drain for drain in self._drains if not drain[1].is_set()]
+        self._notes.begin()
+        if self._drains:
+            for notes, done in self._drains:
+                if not any(noting in self._notes.waiting for noting in notes):
+                    done.set()
+            self._drains = [drain for drain in self._drains if not drain[1].is_set()]
 
     def _waits_for_all(self) -> bool:
         """Deterministic: whether a note or an answer must be written before the inbox goes on."""
         if not self._config.step.deterministic:
             return False
-        if not self._notes:
-            self._sum_up()
-        return bool(self._notes or self._waiting or self._answers)
+        self._notes.sum_up()
+        return bool(self._notes.waiting or self._waiting or self._answers)
 
     def _take(self, item: Item) -> None:
         if isinstance(item, PatchItem):
@@ -283,49 +280,37 @@ class Reasoner:
         elif isinstance(item, QuestionItem):
             # A session with a question in line is then busy, and not forgotten as an idle one.
             self._begin_answers()
-            self._ask(item.pending, item.epoch)
+            self._ask(item)
         else:
-            self._drains.append((tuple(self._notes), item.done))
+            self._drains.append((tuple(self._notes.waiting), item.done))
 
     def _closed(self, record: SegmentRecord) -> None:
         self._counters.add(segments=1)
         self._keeper.keep_segment(record)
         self._on_segment(record.info())
-        if not self._config.note.enabled:
-            return
-        self._notes.append(_Noting(record))
-        # Offline nothing is skipped; live, a note that comes minutes late is worth less than
-        # keeping up.
-        if not self._config.step.deterministic and len(self._notes) > self._config.note.backlog:
-            oldest_waiting = next((n for n in self._notes if n.job is None), None)
-            if oldest_waiting is not None:
-                self._notes.remove(oldest_waiting)
-                self._counters.add(notes_skipped=1)
+        if self._config.note.enabled:
+            self._notes.add(record)
+        else:
+            self._settled(record)
 
-    def _ask(self, pending: PendingAnswer, epoch: int) -> None:
+    def _settled(self, record: SegmentRecord) -> None:
+        """All that will be known of a closed segment is known."""
+        self.standing.settled(record.camera, record.epoch)
+
+    def _put_check(self, pending: PendingAnswer, epoch: int) -> None:
+        """A check goes before what has come since its segment, as if it had been asked then."""
+        with self._changed:
+            self._inbox.appendleft(QuestionItem(pending, epoch, check=True))
+            self._changed.notify_all()
+
+    def _ask(self, item: QuestionItem) -> None:
         """Take the question's snapshot of memory; refuse it when there is nothing to look at."""
+        pending = item.pending
         if pending.done():
             return
-        question, memory = pending.question, self._config.memory
-        scope = Scope(epoch, question.cameras, question.window, change=self._bank.change)
-        if not self._bank.resident(scope, tokens=memory.resident_tokens,
-                                   note_tokens=memory.resident_note_tokens, fetch=True):
-            everything = {'tokens': sys.maxsize, 'note_tokens': sys.maxsize, 'fetch': True}
-            too_long = self._bank.resident(scope, **everything)
-            if too_long:
-                raise QuestionError(
-                    f'the newest segment has {too_long[-1].record.tokens} tokens, and an answer '
-                    f'attends to at most {memory.resident_tokens}; raise memory.resident_tokens, '
-                    'or lower watch.segment_s or watch.max_pixels')
-            where = f' of {", ".join(question.cameras)}' if question.cameras else ''
-            held = [item.record for item in
-                    self._bank.resident(scope._replace(window=None), **everything)]
-            pending.fail(NothingSeenError(
-                f'nothing{where} is in memory in the window asked about; what is there spans '
-                f'{min(r.start_ns for r in held)} to {max(r.end_ns for r in held)} ns' if held else
-                f'nothing{where} is in memory yet; check that images arrive, or ask later'))
-            return
-        session = self._sessions.get(question.session)
+        scope = scope_of(self._bank, self._config.memory, pending.question, item.epoch)
+        session = (Session('', kept=False) if item.check
+                   else self._sessions.get(pending.question.session))
         self._waiting.append(_Waiting(pending, session, scope, self._bank.newest_order))
 
     def _begin_answers(self) -> None:
@@ -335,13 +320,15 @@ class Reasoner:
                 continue
             self._waiting.remove(waiting)
             waiting.session.busy = True
-            waiting.pending.add_done_callback(functools.partial(self._answered, waiting.scope))
+            if waiting.session.kept:
+                waiting.pending.add_done_callback(
+                    functools.partial(self._answered, waiting.scope))
             program = answer(
                 self._model, self._config, waiting.pending, self._sessions, waiting.session,
-                Look(self._bank, Entry(self._reader.sink, 'source'), waiting.scope, waiting.after,
-                     self._keeper.search, self._keeper.fetch))
+                Look(self._bank, self._sink, waiting.scope, waiting.after, self._keeper.search,
+                     self._keeper.fetch))
             try:
-                self._answers.append(_Answering(waiting.pending, waiting.session, Job(program)))
+                self._answers.append(_Answering(program, waiting.pending, waiting.session))
             except Exception as error:
                 waiting.session.busy = False
                 self._fail(waiting.pending, error)
@@ -350,54 +337,14 @@ class Reasoner:
         if pending.error() is None:
             self._keeper.keep_answer(pending.question, pending.result(), scope.epoch)
 
-    def _begin_note(self) -> None:
-        if not self._notes:
-            self._sum_up()
-        while self._notes and self._notes[0].job is None:
-            noting = self._notes[0]
-            if noting.parts:
-                try:
-                    noting.job = Job(write_episode(
-                        self._model, self._config, self._bank, noting.parts,
-                        Entry(self._reader.sink, 'source'), self._keeper.keep_episode))
-                except Exception as error:
-                    self._broken(noting, error)
-                continue
-            record, memory = noting.record, self._config.memory
-            seen = self._bank.resident(
-                Scope(record.epoch, until=record.order), tokens=self._config.note.window_tokens,
-                note_tokens=memory.resident_note_tokens)
-            try:
-                noting.job = Job(write_note(self._model, self._config, self._bank, record,
-                                            Entry(self._reader.sink, 'source'), seen, self._noted))
-            except Exception as error:
-                self._broken(noting, error)
-
-    def _sum_up(self) -> None:
-        """Nothing is to be noted: bring the oldest notes together, if there are too many."""
-        parts = self._bank.next_episode(self._config.memory.resident_note_tokens,
-                                        self._config.note.episode_notes)
-        if parts:
-            self._notes.append(_Noting(parts[-1].record, parts=parts))
-
-    def _noted(self, note: Note) -> None:
-        self._counters.add(notes_written=1)
-        record = self._bank.get(note.segment_id)
-        if record is not None:
-            self._keeper.keep_note(record)
-        self._on_note(note)
-
     # Steps
 
-    def _pack(self) -> list[tuple[object, list[Span]]]:
+    def _pack(self) -> list[tuple[Job | Reader, list[Span]]]:
         """What the next step computes: answers first, then reading, then the note."""
-        work: list[tuple[object, list[Span]]] = [
-            (a, a.job.spans) for a in self._answers if a.job.spans]
-        chunk = self._reader.span()
-        if chunk is not None:
-            work.append((self._reader, [chunk]))
-        if self._notes and self._notes[0].job is not None and not self._note_yields():
-            work.append((self._notes[0], self._notes[0].job.spans))
+        note = self._notes.job if not self._note_yields() else None
+        owners = [*self._answers, self._reader, *([note] if note else [])]
+        chunk = self._config.step.chunk_tokens
+        work = [(owner, owner.take(chunk)) for owner in owners if owner.rows]
         return work[:1] if self._config.step.deterministic else work
 
     def _note_yields(self) -> bool:
@@ -405,14 +352,14 @@ class Reasoner:
 
         Not for ever: with one question after the other notes are still written.
         """
-        urgent = any(a.pending.first_token_s is None and a.job.spans for a in self._answers)
+        urgent = any(a.pending.first_token_s is None and a.rows for a in self._answers)
         self._yielded = self._yielded + 1 if urgent and self._yielded < NOTE_PATIENCE else 0
         return self._yielded > 0
 
-    def _step(self, work: list[tuple[object, list[Span]]]) -> None:
+    def _step(self, work: list[tuple[Job | Reader, list[Span]]]) -> None:
         spans = [span for _, part in work for span in part]
         try:
-            logits = self._model.step(spans)
+            results = results_of(self._model.step(spans))
         except Exception as error:
             if len(work) > 1:
                 # One bad span must not take the others with it: find it by running them one by
@@ -425,14 +372,15 @@ class Reasoner:
         self._counters.add(steps=1, step_tokens=sum(len(span.run) for span in spans))
         first = 0
         for owner, part in work:
-            results = logits[first:first + len(part)]
+            given = results[first:first + len(part)]
             first += len(part)
             try:
-                self._advance(owner, part, results)
+                self._advance(owner, part, given)
             except Exception as error:
                 self._broken(owner, error)
 
-    def _advance(self, owner: object, spans: list[Span], results: list) -> None:
+    def _advance(self, owner: Job | Reader, spans: list[Span],
+                 results: Sequence[Result]) -> None:
         if owner is self._reader:
             item = self._reader.advance(len(spans[0].run))
             if item is not None:
@@ -442,33 +390,26 @@ class Reasoner:
                 self._counters.newest_ns = max(newest_ns, item.end_ns)
                 self._counters.ingest_lag_s = time.monotonic() - item.pushed_s
             return
-        owner.job.advance(results)
-        if isinstance(owner, _Noting) and owner.job.done:
-            self._notes.remove(owner)
-        elif isinstance(owner, _Answering) and owner.job.done:
+        owner.advance(results)
+        if owner.done and owner is self._notes.job:
+            self._notes.end()
+        elif owner.done:
             self._end(owner)
 
     def _end(self, answering: _Answering) -> None:
         """Free the session for its next round; a round cut short leaves no trace in it."""
-        answering.job.stop()
+        answering.stop()
         answering.session.busy = False
         self._answers.remove(answering)
 
-    def _broken(self, owner: object, error: Exception) -> None:
+    def _broken(self, owner: Job | Reader, error: Exception) -> None:
         """One owner's span cannot be computed: it alone fails."""
         if owner is self._reader:
             item = self._reader.abandon()
             self._counters.add(frames_rejected=item.frames if item else 0)
             self._report('a patch could not be read', error)
-        elif isinstance(owner, _Noting) and owner.parts:
-            self._notes.remove(owner)
-            for told in owner.parts:
-                told.kept = True
-            self._report('an episode could not be written', error)
-        elif isinstance(owner, _Noting):
-            self._notes.remove(owner)
-            self._counters.add(notes_skipped=1)
-            self._report(f'the note of segment {owner.record.id} could not be written', error)
+        elif owner is self._notes.job:
+            self._notes.fail(error)
         else:
             self._end(owner)
             self._fail(owner.pending, error)

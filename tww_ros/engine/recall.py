@@ -60,7 +60,7 @@ def recall(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: Entry
         blocks = yield fetch(away)
         blocks = dict(zip(map(id, away), blocks, strict=True))
         seen = [_filled(item, blocks[id(item)]) if item.entry is None else item for item in seen]
-        yield from read_again(model, config, bank, sink, seen)
+        yield from read_again(model, bank, sink, seen)
     return [item for item in seen if item.entry is not None]
 
 
@@ -79,23 +79,19 @@ def _filled(item: Resident, block: Block | None) -> Resident:
     return item._replace(entry=Entry(block, 'source', item.record.id))
 
 
-def read_again(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: Entry,
-                seen: list[Resident]) -> Program[None]:
-    """Compute the keys of notes that have none, as many a step as fit into a chunk."""
+def read_again(model: StepModel, bank: MemoryBank, sink: Entry,
+               seen: list[Resident]) -> Program[None]:
+    """Compute the keys of notes that have none."""
     view = lay_out([sink], model.scheme)
-    waiting = [(index, note_ids(model, item.told.note)) for index, item in enumerate(seen)
-               if item.entry is None and item.told is not None]
-    while waiting:
-        taken, spans = [], []
-        while waiting and (not taken or sum(len(span.run) for span in spans)
-                           + len(waiting[0][1]) <= config.step.chunk_tokens):
-            index, ids = waiting.pop(0)
-            taken.append(index)
-            spans.append(_note_span(model, view, ids))
-        yield spans
-        for index, span in zip(taken, spans, strict=True):
-            bank.restore_note(seen[index].told, span.block)
-            seen[index] = _filled(seen[index], span.block)
+    lost = [index for index, item in enumerate(seen)
+            if item.entry is None and item.told is not None]
+    if not lost:
+        return
+    spans = [_note_span(model, view, note_ids(model, seen[index].told.note)) for index in lost]
+    yield spans
+    for index, span in zip(lost, spans, strict=True):
+        bank.restore_note(seen[index].told, span.block)
+        seen[index] = _filled(seen[index], span.block)
 
 
 def _note_span(model: StepModel, view: View, ids: Sequence[int]) -> Span:

@@ -144,8 +144,8 @@ class ScriptedModel:
             # A choice: its next token is as scripted for as long as the choice agrees with the
             # script.
             return torch.stack([
-                self._likely(script.tokens[n] if script.tokens[:n] == ids[:n] else self._end)
-                for n in range(1, len(ids) + 1)])
+                self._likely(script.tokens[n] if script.tokens[:n] == prompt[:n] else self._end)
+                for n in range(len(prompt) - len(ids) + 1, len(prompt) + 1)])
         script.written += 1
         return self._likely(script.tokens[script.written])[None]
 
