@@ -283,6 +283,13 @@ class NodeConfig(_Checked):
                                      choices=('best_effort', 'reliable'))
     image_queue_depth: int = setting(10, 'image messages waiting for the node, per camera',
                                      low=1, high=1_000)
+    pose_topic: str = setting('', 'topic that says where the robot is, so that evidence says '
+                                  'where something was seen; empty = none')
+    pose_type: str = setting('odometry', 'of its messages: nav_msgs/Odometry, '
+                                         'geometry_msgs/PoseStamped or PoseWithCovarianceStamped',
+                             choices=('odometry', 'pose', 'pose_with_covariance'))
+    pose_tolerance_s: float = setting(0.5, 'a frame takes the pose with the nearest stamp, if it '
+                                           'is no farther away than this', low=0.001, high=60.0)
     status_rate_hz: float = setting(5.0, 'how often ~/status is published', low=0.1, high=100.0,
                                     change='live')
     feedback_period_s: float = setting(0.08, 'text of a running answer is collected for this long '

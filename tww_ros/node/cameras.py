@@ -1,9 +1,11 @@
 """The cameras of a node: image topics → frames for the engine, and why none arrive.
 
-    <camera>/image ─→ convert ─→ take(Frame)
+    <camera>/image ─→ stamp ─→ take(LateFrame) ┄→ watched? ─→ deserialize, convert, pose ─→ Frame
+       executor                                    the taker's thread
 
-In: messages, in the executor. Out: frames, counters, and the state of each camera. A malformed
-image is counted and told of; it never ends a callback. It does not know who takes the frames.
+In: serialized messages, in the executor, where only the stamp is read. Out: frames whose images
+are made when they are wanted, counters, and the state of each camera. A malformed image is told of
+and ends no callback. It does not know who takes the frames.
 """
 
 from __future__ import annotations
@@ -13,28 +15,30 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from tww_ros.errors import FrameError, TwwError
-from tww_ros.node.conversions import from_time
-from tww_ros.node.diagnostics import CameraState
+from tww_ros.node.diagnostics import TopicState
 from tww_ros.node.images import compressed_to_rgb, image_to_rgb
+from tww_ros.node.listener import Listener, stamp_ns
 from tww_ros.node.parameters import Parameters
-from tww_ros.types import Frame
+from tww_ros.node.poses import Poses
+from tww_ros.types import Frame, LateFrame
+
+TRANSPORTS = {Image: 'set image_transport to raw', CompressedImage: 'set image_transport to '
+                                                                    'compressed'}
 
 
 class Cameras:
-    """Subscribes to every camera of the parameters between open() and close().
+    """Subscribes to every camera of the parameters, and to the pose, between open() and close().
 
     take: gets each frame and says whether it was accepted; complain, on_error: tell of a bad image
-    and of a fault of ours.
+    and of a fault of ours, from any thread.
     """
 
-    def __init__(self, node: Node, parameters: Parameters, take: Callable[[Frame], bool],
+    def __init__(self, node: Node, parameters: Parameters, take: Callable[[LateFrame], bool],
                  complain: Callable[[str], None],
                  on_error: Callable[[BaseException], None]) -> None:
         self.watching = True
@@ -43,20 +47,20 @@ class Cameras:
         self._take = take
         self._complain = complain
         self._on_error = on_error
-        self._received = dict.fromkeys(parameters.cameras, 0)
+        self._earlier = 0
         self._rejected = 0
         self._ignored = 0
-        self._last_image_s = dict.fromkeys(parameters.cameras, time.monotonic())
-        self._subscriptions: dict[str, Any] = {}
+        self._open = False
+        self._prepare()
 
     @property
     def received(self) -> int:
         """Image messages since the start, all cameras."""
-        return sum(self._received.values())
+        return self._earlier + sum(each.messages for each in self._listeners.values())
 
     @property
     def rejected(self) -> int:
-        """Malformed ones."""
+        """Those without a usable stamp."""
         return self._rejected
 
     @property
@@ -65,57 +69,54 @@ class Cameras:
         return self._ignored
 
     def open(self) -> None:
-        """Subscribe. Idempotent."""
-        for camera in self._parameters.cameras:
-            if camera not in self._subscriptions:
-                self._last_image_s[camera] = time.monotonic()
-                self._subscriptions[camera] = self._subscribe(camera)
+        """Subscribe, to what the parameters say now. Idempotent."""
+        if self._open:
+            return
+        self._open = True
+        self._earlier = self.received
+        self._prepare()
+        if self._poses is not None:
+            self._poses.open()
+        for listener in self._listeners.values():
+            listener.open()
 
     def close(self) -> None:
         """Unsubscribe. Idempotent."""
-        while self._subscriptions:
-            _, subscription = self._subscriptions.popitem()
-            self._node.destroy_subscription(subscription)
+        self._open = False
+        for listener in self._listeners.values():
+            listener.close()
+        if self._poses is not None:
+            self._poses.close()
 
-    def states(self) -> list[CameraState]:
-        """How each subscribed camera does now."""
-        now_s = time.monotonic()
-        return [CameraState(camera, subscription.topic_name, self._received[camera],
-                            now_s - self._last_image_s[camera],
-                            self._node.count_publishers(subscription.topic_name))
-                for camera, subscription in self._subscriptions.items()]
+    def states(self) -> list[TopicState]:
+        """How each camera, and the pose topic, does now."""
+        states = [listener.state() for listener in self._listeners.values()]
+        return states if self._poses is None else [*states, self._poses.state()]
 
-    def _subscribe(self, camera: str) -> Any:
+    def _prepare(self) -> None:
+        self._listeners = {camera: self._listener(camera) for camera in self._parameters.cameras}
+        self._poses = (Poses(self._node, self._parameters, self._complain)
+                       if self._parameters.node.pose_topic else None)
+
+    def _listener(self, camera: str) -> Listener:
         node = self._parameters.node
-        kind, convert, topic = Image, image_to_rgb, self._parameters.topic(camera)
+        kind, topic = Image, self._parameters.topic(camera)
         if node.image_transport == 'compressed':
-            kind, convert = CompressedImage, compressed_to_rgb
             # As image_transport does: who remaps `image` means its compressed form too.
-            topic = f'{self._node.resolve_topic_name(topic)}/compressed'
-        reliability = (ReliabilityPolicy.RELIABLE if node.image_reliability == 'reliable'
-                       else ReliabilityPolicy.BEST_EFFORT)
-        subscription = self._node.create_subscription(
-            kind, topic, partial(self._on_image, camera, convert),
-            QoSProfile(depth=node.image_queue_depth, history=HistoryPolicy.KEEP_LAST,
-                       reliability=reliability),
-            callback_group=MutuallyExclusiveCallbackGroup(),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies())
-        self._node.get_logger().info(f'camera {camera!r}: {subscription.topic_name} '
-                                     f'({node.image_transport}, {node.image_reliability})')
-        return subscription
+            kind, topic = CompressedImage, f'{self._node.resolve_topic_name(topic)}/compressed'
+        return Listener(self._node, 'camera', camera, topic, kind, partial(self._on_image, camera),
+                        TRANSPORTS, depth=node.image_queue_depth,
+                        reliability=node.image_reliability, setting='image_reliability')
 
-    def _on_image(self, camera: str, convert: Any, message: Image | CompressedImage) -> None:
-        self._received[camera] += 1
-        self._last_image_s[camera] = time.monotonic()
-        subscription = self._subscriptions.get(camera)
-        if not self.watching or subscription is None:
+    def _on_image(self, camera: str, data: bytes) -> None:
+        if not self.watching:
             self._ignored += 1
             return
-        topic = subscription.topic_name
         try:
-            image = convert(message, topic)
-            frame = Frame(stamp_ns=self._stamp_ns(message, topic), camera=camera, image=image)
-            if not self._take(frame):
+            listener = self._listeners[camera]
+            stamp = self._stamp_ns(data, listener.topic)
+            read = partial(self._read, listener, camera, stamp, data, time.monotonic())
+            if not self._take(LateFrame(stamp, camera, read)):
                 self._ignored += 1
         except TwwError as error:
             self._rejected += 1
@@ -124,13 +125,30 @@ class Cameras:
             self._rejected += 1
             self._on_error(error)
 
-    def _stamp_ns(self, message: Image | CompressedImage, topic: str) -> int:
-        stamp_ns = from_time(message.header.stamp)
-        if stamp_ns == 0:
+    def _read(self, listener: Listener, camera: str, stamp: int, data: bytes,
+              arrived_s: float) -> Frame | None:
+        """The frame of a serialized image; None when there is something wrong with it."""
+        try:
+            message = deserialize_message(data, listener.kind)
+            convert: Any = image_to_rgb if listener.kind is Image else compressed_to_rgb
+            image = convert(message, listener.topic)
+            poses = self._poses
+            pose = None if poses is None else poses.at(stamp, arrived_s)
+            return Frame(stamp_ns=stamp, camera=camera, image=image, pose=pose)
+        except TwwError as error:
+            listener.tell_malformed(str(error))
+            self._complain(f'image rejected: {error}')
+        except Exception as error:
+            self._on_error(error)
+        return None
+
+    def _stamp_ns(self, data: bytes, topic: str) -> int:
+        stamp = stamp_ns(data, topic)
+        if stamp == 0:
             self._complain(f'{topic}: the header stamp is 0; using the time of receipt, so stamps '
                            'are only as exact as that; set the stamp in the driver')
             return self._node.get_clock().now().nanoseconds
-        if stamp_ns < 0:
-            raise FrameError(f'{topic}: the header stamp is {stamp_ns} ns; expected 0 or more; '
+        if stamp < 0:
+            raise FrameError(f'{topic}: the header stamp is {stamp} ns; expected 0 or more; '
                              'check the clock of the camera driver')
-        return stamp_ns
+        return stamp
