@@ -30,6 +30,7 @@ from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.engine.recall import note_ids
 from tww_ros.engine.sessions import Sessions
+from tww_ros.engine.standing import PendingWatch, check_question
 from tww_ros.engine.watcher import Watcher
 from tww_ros.errors import (
     EngineClosedError,
@@ -41,7 +42,16 @@ from tww_ros.errors import (
 from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.store_files import DATABASE
 from tww_ros.model.protocol import StepModel
-from tww_ros.types import AnswerPiece, EngineStats, Frame, Note, Question, SegmentInfo
+from tww_ros.types import (
+    AnswerPiece,
+    EngineStats,
+    Frame,
+    LateFrame,
+    Note,
+    Question,
+    SegmentInfo,
+    WatchQuestion,
+)
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +140,11 @@ class Engine:
 
     # Watching
 
-    def push(self, frame: Frame) -> bool:
+    def push(self, frame: Frame | LateFrame) -> bool:
         """Take a frame; never blocks. True if accepted, False when not running.
 
-        A full queue drops its oldest frame.
+        A full queue drops its oldest frame. The image of a LateFrame is made only if it is
+        watched.
         """
         return self._watching and self._watcher.push(frame)
 
@@ -161,7 +172,8 @@ class Engine:
     def ask(self, question: Question) -> PendingAnswer:
         """Ask; returns at once. Raises QuestionError when it cannot be answered as asked."""
         self._check_running()
-        self._check_question(question)
+        self._check_length(question)
+        self._check_cameras(question)
         pending = PendingAnswer(question)
         self._reasoner.desk.register(pending)
         self._watcher.mark(QuestionItem(pending))
@@ -171,6 +183,16 @@ class Engine:
                    timeout_s: float | None = None) -> Iterator[AnswerPiece]:
         """Ask, and yield the answer piece by piece; the last piece carries the Answer."""
         return self.ask(question).pieces(timeout_s)
+
+    def watch(self, question: WatchQuestion) -> PendingWatch:
+        """Ask again each time a segment is closed and noted, until it is so; returns at once.
+
+        Raises QuestionError when it cannot be asked so, BusyError when there are too many. Cameras
+        that have not sent a frame yet are waited for.
+        """
+        self._check_running()
+        self._check_length(check_question(question))
+        return self._reasoner.standing.add(question)
 
     def close_session(self, name: str) -> None:
         """Forget a session's rounds; UnknownSessionError when there is none of that name."""
@@ -188,7 +210,8 @@ class Engine:
             epochs=self._watcher.epoch + 1, notes_waiting=self._reasoner.notes_waiting,
             answers_active=self._reasoner.active,
             answers_waiting=max(0, len(self._reasoner.desk) - self._reasoner.active),
-            sessions=len(self._sessions), memory_bytes=self.memory.nbytes,
+            sessions=len(self._sessions), watches=len(self._reasoner.standing),
+            memory_bytes=self.memory.nbytes,
             session_bytes=self._sessions.nbytes, page_bytes=self.model.page_bytes,
             memory_tokens=self.memory.tokens)
 
@@ -235,7 +258,7 @@ class Engine:
             raise EngineClosedError(f'the reasoner has ended ({self._counters.last_error}); make '
                                     'a new engine')
 
-    def _check_question(self, question: Question) -> None:
+    def _check_length(self, question: Question) -> None:
         limits = self.config.answer
         characters = len(question.text) + sum(map(len, question.choices))
         if characters > limits.max_question_tokens * CHARACTERS_PER_TOKEN:
@@ -249,6 +272,8 @@ class Engine:
                 f'the question is too long: {tokens} tokens, at most '
                 f'{limits.max_question_tokens}; shorten it, or raise '
                 'answer.max_question_tokens')
+
+    def _check_cameras(self, question: Question) -> None:
         cameras = self._watcher.cameras
         unknown = sorted(set(question.cameras) - cameras)
         if unknown:

@@ -43,12 +43,16 @@ class Round:
 
 @dataclass
 class Session:
-    """The rounds of one conversation, oldest first; `busy` while one is being answered."""
+    """The rounds of one conversation, oldest first; `busy` while one is being answered.
+
+    kept: False for one that ends with its first answer and leaves nothing behind.
+    """
 
     name: str
     rounds: list[Round] = field(default_factory=list)
     forgotten: int = 0
     busy: bool = False
+    kept: bool = True
 
     @property
     def newest_words(self) -> str:
