@@ -1,4 +1,4 @@
-"""`tww`: ask about a video, make and replay bags, check the machine, list the settings.
+"""`tww`: ask about a video, make, replay and test bags, check the machine, list the settings.
 
 In: command-line arguments. Out: words on stdout (JSON with --json), errors as one line on stderr.
 Exit codes: 0 done, 1 a check or a target failed, 2 it could not be done as asked, 130 interrupted.
@@ -26,6 +26,7 @@ from tww_ros.config import CHANGES, EngineConfig, NodeConfig, Setting, settings
 from tww_ros.errors import ConfigError, ReplayError, TwwError
 from tww_ros.evaluation.commands import register as eval_command
 from tww_ros.memory.commands import register as memory_command
+from tww_ros.replay.commands import register as test_command
 from tww_ros.training.commands import register_data
 from tww_ros.training.train import register as train_command
 
@@ -382,6 +383,7 @@ def build_parser() -> argparse.ArgumentParser:
     train_command(commands, _command)
     eval_command(commands, _command, parse_settings)
     memory_command(commands, _command)
+    test_command(commands, _command, parse_settings)
     bench = _command(commands, 'bench', _bench, 'run a benchmark of the repository', """
         tww bench slice --quick --json slice.json""")
     bench.add_argument('name')
