@@ -18,11 +18,11 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from _camera import Camera, Film
 from _report import Report, arguments, median, percentile
 
 from tww_ros import Engine, EngineConfig, Frame, Question, load_model
@@ -31,7 +31,6 @@ from tww_ros.replay.video import read_video
 from tww_ros.types import NS_PER_S, Answer
 
 FPS = 10.0
-PERIOD_NS = 100_000_000
 ANSWER_TOKENS = 64
 SETTINGS = {'watch.sample_fps': FPS, 'watch.segment_s': 2.0, 'watch.max_pixels': 50_176}
 
@@ -56,12 +55,9 @@ def sample_video() -> Path:
     return Path(os.environ['TWW_SAMPLE_VIDEOS']) / 'bikes.mp4'
 
 
-def stream(clip: list[Frame], start: int = 0) -> Iterator[Frame]:
-    """The clip again and again, stamped every 100 ms."""
-    number = start
-    while True:
-        yield replace(clip[number % len(clip)], stamp_ns=number * PERIOD_NS)
-        number += 1
+def film_of(clip: list[Frame]) -> Film:
+    """The clip again and again."""
+    return Film([frame.image for frame in clip])
 
 
 def measure_answers(report: Report, clip: list[Frame], repeats: int) -> None:
@@ -69,20 +65,20 @@ def measure_answers(report: Report, clip: list[Frame], repeats: int) -> None:
     results: dict[str, list] = {'idle': [], 'ingesting': []}
     gaps: list[float] = []
     with Engine(load_model('tiny-random'), EngineConfig.from_flat(SETTINGS)) as engine:
-        frames = stream(clip)
+        film = film_of(clip)
         for _ in range(40):
-            engine.feed(next(frames))
+            engine.feed(film.next(1 / FPS))
         engine.drain()
         engine.ask(Question('warm up')).result(60)
         for number in range(repeats):
             engine.drain()
             results['idle'].append(ask(engine, f'idle {number}'))
-            with Camera(engine, frames) as camera:
+            with Camera(engine, film, FPS), MemoryWatch(engine) as watch:
                 time.sleep(0.5)
-                camera.watch_gaps = True
+                watch.on = True
                 results['ingesting'].append(ask(engine, f'busy {number}'))
-                camera.watch_gaps = False
-            gaps += camera.gaps_s
+                watch.on = False
+            gaps += watch.gaps_s
         stats = engine.stats()
     for state, answers in results.items():
         report.add(f'first_token_ms_{state}', 1e3 * median([a.first_token_s for a in answers]))
@@ -102,38 +98,29 @@ def ask(engine: Engine, session: str) -> Answer:
     return engine.ask(question).result(120)
 
 
-class Camera:
-    """Pushes frames at 10 fps from a thread, and watches them enter memory."""
+class MemoryWatch:
+    """Sees frames enter memory while `on`; a thread that looks every 2 ms."""
 
-    def __init__(self, engine: Engine, frames: Iterator[Frame]) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.gaps_s: list[float] = []
-        self.watch_gaps = False
+        self.on = False
         self._engine = engine
-        self._frames = frames
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._push), threading.Thread(target=self._watch)]
+        self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> Camera:
-        for thread in self._threads:
-            thread.start()
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _push(self) -> None:
-        due_s = time.monotonic()
-        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
-            self._engine.push(next(self._frames))
-            due_s += 1 / FPS
+        self._thread.join()
 
     def _watch(self) -> None:
         seen, since_s = 0, None
         while not self._stop.wait(0.002):
             newest, now_s = self._engine.stats().newest_ns, time.monotonic()
-            if not self.watch_gaps:
+            if not self.on:
                 since_s = None
             elif newest != seen:
                 if since_s is not None:
@@ -146,10 +133,10 @@ def measure_ingest(report: Report, clip: list[Frame], frames: int, notes: bool) 
     """As fast as possible: frames per second into memory."""
     config = EngineConfig.from_flat({**SETTINGS, 'note.enabled': notes, 'note.backlog': 10_000})
     with Engine(load_model('tiny-random'), config) as engine:
-        source = stream(clip)
+        film = film_of(clip)
         started_s = time.monotonic()
         for _ in range(frames):
-            engine.feed(next(source), timeout_s=120)
+            engine.feed(film.next(1 / FPS), timeout_s=120)
         engine.drain(600)
         seconds = time.monotonic() - started_s
         stats = engine.stats()
