@@ -205,6 +205,16 @@ class StepConfig(_Checked):
     chunk_tokens: int = setting(
         256, 'tokens of reading (or of a question) that one step takes at most',
         low=1, high=65_536)
+    tokens: int = setting(
+        0, 'tokens of all spans that one step takes at most, 16 or more; 0 = measured at start-up '
+           '(512 if it is not)', low=0, high=65_536)
+    token_ms: float = setting(
+        0.0, 'so long at most passes between two tokens of an answer while watching goes on, as '
+             'far as the machine can; 0 = measured at start-up', low=0.0, high=60_000.0)
+    measure: bool = setting(
+        True, 'steps of several sizes are timed at start-up (about a second, not in deterministic '
+              'mode), so that reading and decoding share steps or take turns as is cheaper; '
+              'without, they share them')
     read_ahead_patches: int = setting(
         16, 'encoded temporal patches waiting to be read; when full the watcher waits',
         low=1, high=10_000)
@@ -212,7 +222,13 @@ class StepConfig(_Checked):
     cpu_threads: int = setting(0, 'on the CPU: torch threads of the watcher and of the reasoner, '
                                   'each; 0 = half of the cores', low=0, high=1_024)
     deterministic: bool = setting(
-        False, 'one span a step, so that results do not depend on timing, bit for bit; slower')
+        False, 'one job a step, so that results do not depend on timing, bit for bit; slower')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.tokens < 16:
+            raise ConfigError(f'tokens: expected 0 or 16 to 65536, got {self.tokens}; with fewer, '
+                              'answers, reading and a note do not fit into one step')
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def test_cameras_are_named_before_their_segments_when_wanted(start):
     model = ScriptedModel(before_step=lambda spans: read.extend(span.run.ids for span in spans))
     engine = start(model, watch__label_cameras=True, note__enabled=False)
     watch(engine, clip(0, 4))
-    texts = [model.decode(ids) for ids in read[1:]]                             # without the header
+    texts = [model.decode(ids) for ids in read[1:]]                         # without the header
     assert [text.startswith('Camera front: <') for text in texts] == [True, False, True, False]
 
 

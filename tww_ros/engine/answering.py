@@ -1,4 +1,5 @@
-"""Answering: one question as a step program, from its first token to its closed round.
+"""Answering: one question as a step program, from its first token to its closed round; and the
+questions that are under way.
 
 In: the question, what it may see (memory as it was when it was asked), its session. Out:
 pieces and the Answer through the PendingAnswer, and a Round for the session. The question branch
@@ -14,18 +15,22 @@ being short; each is a branch that attends to the same memory and the same quest
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from tww_ros.config import EngineConfig, MemoryConfig
-from tww_ros.engine.job import Program, generate, prefill, score
+from tww_ros.engine.job import Job, Program, generate, prefill, score
+from tww_ros.engine.keeper import Keeper
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.recall import Fetch, Search, recall
 from tww_ros.engine.sessions import Round, Session, Sessions
-from tww_ros.errors import NothingSeenError, QuestionError
+from tww_ros.errors import NothingSeenError, QuestionError, TwwError
 from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.block import KVBlock
 from tww_ros.memory.notes import Resident, Scope
@@ -201,3 +206,114 @@ def _told_of(item: Resident, share: float) -> Evidence:
                         'note', episode.text, r.pose)
     return Evidence(r.id, r.camera, r.start_ns, r.end_ns, share, r.tier,
                     r.note.text if r.note else '', r.pose)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A question that was admitted; its session's earlier round may still be under way."""
+
+    pending: PendingAnswer
+    session: Session
+    scope: Scope
+    after: int
+
+
+class Answering(Job):
+    """An answer under way."""
+
+    def __init__(self, program: Program[None], pending: PendingAnswer, session: Session) -> None:
+        super().__init__(program)
+        self.pending = pending
+        self.session = session
+
+
+class AnswerQueue:
+    """Admitted questions, oldest first: `waiting` for their session, or `under_way`.
+
+    Only the reasoner calls it.
+    """
+
+    def __init__(self, model: StepModel, bank: MemoryBank, keeper: Keeper, sessions: Sessions,
+                 config: EngineConfig, sink: Entry,
+                 report: Callable[[str, Exception], None]) -> None:
+        """report: hears in words what went wrong, and why."""
+        self.waiting: list[_Waiting] = []
+        self.under_way: list[Answering] = []
+        self._model = model
+        self._bank = bank
+        self._keeper = keeper
+        self._sessions = sessions
+        self._config = config
+        self._sink = sink
+        self._report = report
+
+    def ask(self, pending: PendingAnswer, epoch: int, *, kept: bool) -> None:
+        """Take the question's snapshot of memory; raises when there is nothing to look at.
+
+        kept: False for one that belongs to no session, and that nobody remembers.
+        """
+        if pending.done():
+            return
+        # A session with a question in line is then busy, and not forgotten as an idle one.
+        self.begin()
+        scope = scope_of(self._bank, self._config.memory, pending.question, epoch)
+        session = (self._sessions.get(pending.question.session) if kept
+                   else Session('', kept=False))
+        self.waiting.append(_Waiting(pending, session, scope, self._bank.newest_order))
+
+    def begin(self) -> None:
+        """Begin those whose session is free."""
+        self.waiting = [waiting for waiting in self.waiting if not waiting.pending.done()]
+        for waiting in list(self.waiting):
+            if waiting.session.busy:
+                continue
+            self.waiting.remove(waiting)
+            pending, session, scope = waiting.pending, waiting.session, waiting.scope
+            session.busy = True
+            if session.kept:
+                pending.add_done_callback(functools.partial(self._answered, scope))
+            look = Look(self._bank, self._sink, scope, waiting.after, self._keeper.search,
+                        self._keeper.fetch)
+            program = answer(self._model, self._config, pending, self._sessions, session, look)
+            try:
+                self.under_way.append(Answering(program, pending, session))
+            except Exception as error:
+                session.busy = False
+                self.fail(pending, error)
+
+    def go_on(self) -> None:
+        """End those that were cut short; go on with those for which what they wait for came."""
+        for answering in list(self.under_way):
+            if answering.pending.error() is not None:
+                self.end(answering)
+                continue
+            try:
+                answering.poll()
+                if answering.done:
+                    self.end(answering)
+            except Exception as error:
+                self.give_up(answering, error)
+
+    def end(self, answering: Answering) -> None:
+        """Free the session for its next round; a round cut short leaves no trace in it."""
+        answering.stop()
+        answering.session.busy = False
+        self.under_way.remove(answering)
+
+    def give_up(self, answering: Answering, error: Exception) -> None:
+        """It cannot be answered; the others can."""
+        self.end(answering)
+        self.fail(answering.pending, error)
+
+    def fail(self, pending: PendingAnswer, error: Exception) -> None:
+        """Tell who asked."""
+        if not isinstance(error, TwwError):
+            self._report('a question could not be answered', error)
+            error = QuestionError(f'the question could not be answered: {type(error).__name__}: '
+                                  f'{error}; ask for less (a shorter window, fewer tokens), or '
+                                  'see the log')
+        pending.fail(error)
+
+    def _answered(self, scope: Scope, pending: PendingAnswer) -> None:
+        if pending.error() is None:
+            self._keeper.keep_answer(pending.question, pending.result(), scope.epoch)

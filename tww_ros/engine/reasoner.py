@@ -2,9 +2,9 @@
 
 In: an inbox, in the order in which the watcher saw things: patches, closed segments, questions,
 drain marks. Out: the memory bank grows, notes are written, questions are answered. Every turn of
-the loop packs what is ready into one step: a span for each answer under way, one chunk of reading,
-one token of the note under way. So reading never waits for thinking, thinking never waits for
-reading, and nothing is shared between two threads inside the model.
+the loop takes one step over what the scheduler picks: tokens of answers, a chunk of reading, a
+token of the note under way. So reading never waits for thinking, thinking never waits for reading,
+and nothing is shared between two threads inside the model.
 
 A question enters when everything that was seen before it has been read, and takes its snapshot of
 memory then; what is read while it is being answered is not in its view.
@@ -17,7 +17,6 @@ timing, bit for bit.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -26,30 +25,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tww_ros.config import EngineConfig
-from tww_ros.engine.answering import Look, answer, scope_of
+from tww_ros.engine.answering import AnswerQueue
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
 from tww_ros.engine.desk import Desk
-from tww_ros.engine.job import Job, Program, Result, results_of
+from tww_ros.engine.job import Job, Result, results_of
 from tww_ros.engine.keeper import Keeper
 from tww_ros.engine.noting import NoteQueue, Noting
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem, Reader
-from tww_ros.engine.sessions import Session, Sessions
+from tww_ros.engine.scheduler import Scheduler
+from tww_ros.engine.sessions import Sessions
 from tww_ros.engine.standing import Standing
-from tww_ros.errors import QuestionError, TwwError
 from tww_ros.memory.bank import MemoryBank
-from tww_ros.memory.notes import Scope
 from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.view import Entry
+from tww_ros.model.costs import StepCosts
 from tww_ros.model.protocol import StepModel
 from tww_ros.model.run import Span
 from tww_ros.types import Note, SegmentInfo
 
 log = logging.getLogger(__name__)
 
-# Steps in a row that a note lets pass for answers that wait for their first token.
-NOTE_PATIENCE = 8
+# With nothing but a note to go on with, a question that was asked is waited for this long.
+NOTE_PAUSE_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -75,25 +74,6 @@ class DrainItem:
 Item = PatchItem | CloseItem | QuestionItem | DrainItem
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """A question that was admitted; its session's earlier round may still be under way."""
-
-    pending: PendingAnswer
-    session: Session
-    scope: Scope
-    after: int
-
-
-class _Answering(Job):
-    """An answer under way."""
-
-    def __init__(self, program: Program[None], pending: PendingAnswer, session: Session) -> None:
-        super().__init__(program)
-        self.pending = pending
-        self.session = session
-
-
 class Reasoner:
     """Runs the step loop in its own thread."""
 
@@ -102,7 +82,6 @@ class Reasoner:
                  on_segment: Callable[[SegmentInfo], None]) -> None:
         self._model = model
         self._bank = bank
-        self._sessions = sessions
         self._config = config
         self._counters = counters
         self._on_segment = on_segment
@@ -114,13 +93,13 @@ class Reasoner:
         self._patches = 0
         self.desk = Desk(config.answer, counters, self.wake)
         self.standing = Standing(config.answer, self._put_check, self.wake)
-        self._waiting: list[_Waiting] = []
-        self._answers: list[_Answering] = []
+        self._answers = AnswerQueue(model, bank, keeper, sessions, config, self._sink,
+                                    self._report)
         self._notes = NoteQueue(model, bank, keeper, config, counters, self._sink, on_note,
                                 self._settled, self._report)
         self._drains: list[tuple[tuple[Noting, ...], threading.Event]] = []
         self._newest_epoch = 0
-        self._yielded = 0
+        self._scheduler = Scheduler(config.step)
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name='tww-reasoner', daemon=True)
 
@@ -161,7 +140,7 @@ class Reasoner:
         """Answers being written."""
         # One that was delivered stays in the steps until its round is closed.
         return sum(answering.session.kept and not answering.pending.done()
-                   for answering in list(self._answers))
+                   for answering in list(self._answers.under_way))
 
     @property
     def notes_waiting(self) -> int:
@@ -187,6 +166,12 @@ class Reasoner:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def wait_for_token(self, pending: PendingAnswer, timeout_s: float) -> None:
+        """Wait for the first token of an answer, or its end, but not for longer."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or pending.done()
+                                   or pending.first_token_s is not None, timeout_s)
+
     def wake(self) -> None:
         """Look for something to do."""
         with self._changed:
@@ -199,6 +184,8 @@ class Reasoner:
         limit_threads(self._model.device, self._config.step.cpu_threads)
         try:
             self._reader.read_header()
+            self._scheduler = Scheduler(self._config.step, self._measure())
+            log.info('steps: %s', self._scheduler.describe())
             while True:
                 self._admit()
                 work = self._pack()
@@ -220,9 +207,11 @@ class Reasoner:
     def _sleep(self) -> bool:
         """Wait for news or for the nearest deadline; False when stopping."""
         with self._changed:
-            ready = any(answering.ready for answering in self._answers)
+            ready = any(answering.ready for answering in self._answers.under_way)
             if not self._inbox and not self._stopping and not ready:
-                waits_s = self.desk.wait_s(), self.standing.wait_s()
+                waits_s = [self.desk.wait_s(), self.standing.wait_s()]
+                if self._notes.job is not None:
+                    waits_s.append(NOTE_PAUSE_S)
                 self._changed.wait(min(filter(None, waits_s), default=None))
             return not self._stopping
 
@@ -231,16 +220,7 @@ class Reasoner:
         self.desk.expire()
         self.standing.expire()
         # Before new answers begin, because a session whose round was cut short is free again.
-        for answering in list(self._answers):
-            if answering.pending.error() is not None:
-                self._end(answering)
-                continue
-            try:
-                answering.poll()
-                if answering.done:
-                    self._end(answering)
-            except Exception as error:
-                self._broken(answering, error)
+        self._answers.go_on()
         while not self._reader.busy and not self._waits_for_all():
             with self._changed:
                 if not self._inbox:
@@ -252,12 +232,12 @@ class Reasoner:
                 self._take(item)
             except Exception as error:
                 if isinstance(item, QuestionItem):
-                    self._fail(item.pending, error)
+                    self._answers.fail(item.pending, error)
                     continue
                 self._report(f'a {type(item).__name__} could not be handled', error)
                 if isinstance(item, PatchItem):
                     self._counters.add(frames_rejected=item.frames)
-        self._begin_answers()
+        self._answers.begin()
         self._notes.begin()
         if self._drains:
             for notes, done in self._drains:
@@ -270,7 +250,7 @@ class Reasoner:
         if not self._config.step.deterministic:
             return False
         self._notes.sum_up()
-        return bool(self._notes.waiting or self._waiting or self._answers)
+        return bool(self._notes.waiting or self._answers.waiting or self._answers.under_way)
 
     def _take(self, item: Item) -> None:
         if isinstance(item, PatchItem):
@@ -278,9 +258,7 @@ class Reasoner:
         elif isinstance(item, CloseItem):
             self._reader.close(item, self._closed)
         elif isinstance(item, QuestionItem):
-            # A session with a question in line is then busy, and not forgotten as an idle one.
-            self._begin_answers()
-            self._ask(item)
+            self._answers.ask(item.pending, item.epoch, kept=not item.check)
         else:
             self._drains.append((tuple(self._notes.waiting), item.done))
 
@@ -303,61 +281,22 @@ class Reasoner:
             self._inbox.appendleft(QuestionItem(pending, epoch, check=True))
             self._changed.notify_all()
 
-    def _ask(self, item: QuestionItem) -> None:
-        """Take the question's snapshot of memory; refuse it when there is nothing to look at."""
-        pending = item.pending
-        if pending.done():
-            return
-        scope = scope_of(self._bank, self._config.memory, pending.question, item.epoch)
-        session = (Session('', kept=False) if item.check
-                   else self._sessions.get(pending.question.session))
-        self._waiting.append(_Waiting(pending, session, scope, self._bank.newest_order))
-
-    def _begin_answers(self) -> None:
-        self._waiting = [w for w in self._waiting if not w.pending.done()]
-        for waiting in list(self._waiting):
-            if waiting.session.busy:
-                continue
-            self._waiting.remove(waiting)
-            waiting.session.busy = True
-            if waiting.session.kept:
-                waiting.pending.add_done_callback(
-                    functools.partial(self._answered, waiting.scope))
-            program = answer(
-                self._model, self._config, waiting.pending, self._sessions, waiting.session,
-                Look(self._bank, self._sink, waiting.scope, waiting.after, self._keeper.search,
-                     self._keeper.fetch))
-            try:
-                self._answers.append(_Answering(program, waiting.pending, waiting.session))
-            except Exception as error:
-                waiting.session.busy = False
-                self._fail(waiting.pending, error)
-
-    def _answered(self, scope: Scope, pending: PendingAnswer) -> None:
-        if pending.error() is None:
-            self._keeper.keep_answer(pending.question, pending.result(), scope.epoch)
-
     # Steps
 
+    def _measure(self) -> StepCosts | None:
+        """What steps cost, if it matters."""
+        step = self._config.step
+        return self._model.step_costs if step.measure and not step.deterministic else None
+
     def _pack(self) -> list[tuple[Job | Reader, list[Span]]]:
-        """What the next step computes: answers first, then reading, then the note."""
-        note = self._notes.job if not self._note_yields() else None
-        owners = [*self._answers, self._reader, *([note] if note else [])]
-        chunk = self._config.step.chunk_tokens
-        work = [(owner, owner.take(chunk)) for owner in owners if owner.rows]
-        return work[:1] if self._config.step.deterministic else work
-
-    def _note_yields(self) -> bool:
-        """Whether the note lets an answer pass that has no token yet, so that it comes sooner.
-
-        Not for ever: with one question after the other notes are still written.
-        """
-        urgent = any(a.pending.first_token_s is None and a.rows for a in self._answers)
-        self._yielded = self._yielded + 1 if urgent and self._yielded < NOTE_PATIENCE else 0
-        return self._yielded > 0
+        """What the next step computes."""
+        # One that waits for its session's earlier round cannot come sooner.
+        urgent = self.desk.urgent > len(self._answers.waiting)
+        return self._scheduler.pack(self._answers.under_way, self._reader, self._notes.job, urgent)
 
     def _step(self, work: list[tuple[Job | Reader, list[Span]]]) -> None:
         spans = [span for _, part in work for span in part]
+        begun_s = time.monotonic()
         try:
             results = results_of(self._model.step(spans))
         except Exception as error:
@@ -369,7 +308,9 @@ class Reasoner:
             else:
                 self._broken(work[0][0], error)
             return
-        self._counters.add(steps=1, step_tokens=sum(len(span.run) for span in spans))
+        rows = sum(len(span.run) for span in spans)
+        self._scheduler.took(rows, time.monotonic() - begun_s)
+        self._counters.add(steps=1, step_tokens=rows)
         first = 0
         for owner, part in work:
             given = results[first:first + len(part)]
@@ -394,13 +335,7 @@ class Reasoner:
         if owner.done and owner is self._notes.job:
             self._notes.end()
         elif owner.done:
-            self._end(owner)
-
-    def _end(self, answering: _Answering) -> None:
-        """Free the session for its next round; a round cut short leaves no trace in it."""
-        answering.stop()
-        answering.session.busy = False
-        self._answers.remove(answering)
+            self._answers.end(owner)
 
     def _broken(self, owner: Job | Reader, error: Exception) -> None:
         """One owner's span cannot be computed: it alone fails."""
@@ -411,16 +346,7 @@ class Reasoner:
         elif owner is self._notes.job:
             self._notes.fail(error)
         else:
-            self._end(owner)
-            self._fail(owner.pending, error)
-
-    def _fail(self, pending: PendingAnswer, error: Exception) -> None:
-        if not isinstance(error, TwwError):
-            self._report('a question could not be answered', error)
-            error = QuestionError(f'the question could not be answered: {type(error).__name__}: '
-                                  f'{error}; ask for less (a shorter window, fewer tokens), or '
-                                  'see the log')
-        pending.fail(error)
+            self._answers.give_up(owner, error)
 
     def _report(self, what: str, error: Exception) -> None:
         self._counters.last_error = f'{what}: {type(error).__name__}: {error}'

@@ -22,6 +22,7 @@ from PIL import Image
 from tww_ros.config import EngineConfig
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.cpu import limit_threads
+from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.memory.thumbnail import SIDE_PX
@@ -33,6 +34,8 @@ from tww_ros.video.token_drop import TokenDrop
 
 log = logging.getLogger(__name__)
 Mark = QuestionItem | DrainItem
+# A patch waits for the first token of an answer for so long at most.
+ANSWER_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,8 @@ class Watcher:
         self._pictured: dict[str, SegmentKey] = {}
         self._drop = TokenDrop(config.watch, patch_size=model.patch_size,
                                merge_size=model.merge_size)
+        # The newest question that was passed on, until what came behind it is looked at.
+        self._asked: PendingAnswer | None = None
         self._thread = threading.Thread(target=self._loop, name='tww-watcher', daemon=True)
 
     # Other threads
@@ -230,10 +235,23 @@ class Watcher:
         elif mark.pending.done():
             return
         else:
+            self._asked = None
             for camera in mark.pending.question.cameras or (None,):
                 self._send(self._intake.close('question', camera))
             mark = QuestionItem(mark.pending, self._intake.clock.epoch)
+            self._asked = mark.pending
         self._reasoner.put(mark)
+
+    def _let_answer_begin(self) -> None:
+        """On the CPU, where both threads share the cores: a patch that came behind a question
+        waits a little for its first token, once; not with another question behind the patch."""
+        asked, self._asked = self._asked, None
+        if asked is None or self._model.device.type != 'cpu' or self._config.step.deterministic:
+            return
+        with self._changed:
+            if any(isinstance(item, QuestionItem) for item in self._queue):
+                return
+        self._reasoner.wait_for_token(asked, ANSWER_PAUSE_S)
 
     def _send(self, events: list[Event]) -> None:
         for event in events:
@@ -241,6 +259,7 @@ class Watcher:
                 self._reasoner.put(CloseItem(event.segment_key, event.closed_by))
                 continue
             frames = event.patch.frames
+            self._let_answer_begin()
             try:
                 pixels = to_pixels(
                     [frame.image for frame in frames], patch_size=self._model.patch_size,

@@ -29,6 +29,7 @@ from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.view import Part, Scheme, View
 from tww_ros.model.attention import NAME, SpanPlan, StepPlan, Turn, choose_backend
 from tww_ros.model.codec import TextCodec
+from tww_ros.model.costs import StepCosts, measure_costs
 from tww_ros.model.joining import Pages
 from tww_ros.model.positions import MRope
 from tww_ros.model.prompts import PromptStyle
@@ -100,6 +101,11 @@ class VideoLanguageModel:
             sample = flat[::max(1, len(flat) // FINGERPRINT_NUMBERS)][:FINGERPRINT_NUMBERS]
             digest.update(sample.float().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    @functools.cached_property
+    def step_costs(self) -> StepCosts:
+        """How long steps take, measured at first use; by the thread that takes the steps."""
+        return measure_costs(self)
 
     @property
     def page_bytes(self) -> int:

@@ -9,6 +9,7 @@ with an answer, how it streams, cancels and times out, in a process without a ne
     ScriptedModel(note='a red cup appears', step_delay_s=0.01)    every step takes at least 10 ms
     ScriptedModel(note=lambda number: f'cup {number} appears')    the first note has number 0
     ScriptedModel(before_step=lambda spans: gate.wait(5))         every step waits for a gate
+    ScriptedModel(step_costs=StepCosts((1, 64), (0.01, 0.02)))    as if steps took so long
 
 `before_step` is called with the spans of each step, on the thread that takes it, before anything
 is computed: it may look on, hold the step, or raise to make it fail.
@@ -27,6 +28,7 @@ import torch
 from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.view import Scheme
 from tww_ros.model import prompts
+from tww_ros.model.costs import StepCosts
 from tww_ros.model.run import Span, VisionTokens
 from tww_ros.model.tiny import VOCABULARY, byte_tokenizer
 from tww_ros.video.pixels import Pixels
@@ -46,13 +48,15 @@ class ScriptedModel:
     def __init__(self, answer: str | Callable[[str], str] = 'yes',
                  note: str | Callable[[int], str] = 'nothing new',
                  step_delay_s: float = 0.0, positions: Scheme = 'continuous',
-                 before_step: Callable[[Sequence[Span]], None] = lambda spans: None) -> None:
+                 before_step: Callable[[Sequence[Span]], None] = lambda spans: None,
+                 step_costs: StepCosts | None = None) -> None:
         self.name = 'scripted'
         self.scheme = positions
         self.style = prompts.STOCK
         self.quantization = 'none'
         self.fingerprint = 'scripted'
         self.page_bytes = 0
+        self.step_costs = step_costs
         self.settings: dict[str, object] = {}
         self.device = torch.device('cpu')
         self.block_shape = BlockShape(1, 1, 2, torch.float32, self.device)
