@@ -8,11 +8,20 @@ from builtin_interfaces.msg import Duration, Time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tww_interfaces.action import Query
+from tww_interfaces.action import Query, Watch
 from tww_interfaces.srv import Ask, CloseSession, ListSegments
 from tww_ros import errors
 from tww_ros.node import conversions as c
-from tww_ros.types import Answer, Evidence, Note, Pose, Question, SegmentInfo
+from tww_ros.types import (
+    Answer,
+    Evidence,
+    Note,
+    Pose,
+    Question,
+    SegmentInfo,
+    WatchQuestion,
+    WatchUpdate,
+)
 
 POSE = Pose('map', (1.0, -2.5, 0.25), (0.0, 0.0, 0.6, 0.8))
 STAMP_NS = 1_700_000_000_123_456_789
@@ -26,6 +35,7 @@ def codes(kind: type) -> dict[str, int]:
 def test_error_codes_are_the_same_everywhere() -> None:
     ask = codes(Ask.Response)
     assert codes(Query.Result) == ask
+    assert codes(Watch.Result).items() <= ask.items()
     assert codes(CloseSession.Response).items() <= ask.items()
     assert codes(ListSegments.Response).items() <= ask.items()
     assert ask['NONE'] == 0 and max(Counter(ask.values()).values()) == 1
@@ -114,6 +124,37 @@ def test_note_and_segment_round_trip() -> None:
     info = SegmentInfo(4, 9, 'front', 2, STAMP_NS, STAMP_NS + 1, 8, 400, 2**33, 'device',
                        'resolution', 'a note', POSE)
     assert c.segment_from(c.segment_message(info)) == info
+
+
+@pytest.mark.parametrize(('fields', 'code'), [
+    ({'question': ' '}, 'EMPTY_QUESTION'), ({'choices': ['yes']}, 'INVALID_CHOICES'),
+    ({'expected': 'maybe'}, 'INVALID_CHOICES'),
+    ({'choices': ['a', 'b'], 'expected': 'yes'}, 'INVALID_CHOICES'),
+    ({'threshold': 1.5}, 'INVALID_REQUEST'), ({'threshold': math.nan}, 'INVALID_REQUEST'),
+    ({'timeout': Duration(sec=-1)}, 'INVALID_REQUEST'),
+])
+def test_wrong_watch(fields: dict[str, object], code: str) -> None:
+    with pytest.raises(c.RequestError) as caught:
+        c.watch_from(Watch.Goal(**{'question': 'now?', **fields}))
+    assert caught.value.code == getattr(Watch.Result, code)
+
+
+def test_watch_round_trip() -> None:
+    assert c.watch_from(Watch.Goal(question='now?')) == WatchQuestion('now?')
+    question = WatchQuestion('which?', cameras=('front', 'rear'), choices=('a cup', 'a book'),
+                             expected='a book', threshold=0.75, confirmations=3, timeout_s=2.5)
+    goal = Watch.Goal()
+    c.fill_watch(goal, question)
+    assert c.watch_from(goal) == question
+
+
+def test_watch_update_round_trip() -> None:
+    evidence = (Evidence(3, 'front', STAMP_NS - 9, STAMP_NS, 0.5, 'device', 'a cup', POSE),)
+    result, feedback = Watch.Result(), Watch.Feedback()
+    c.fill_update(result, WatchUpdate(STAMP_NS, 'yes', 0.75, evidence, checks=4))
+    assert c.update_from(result) == WatchUpdate(STAMP_NS, 'yes', 0.75, evidence, checks=4)
+    c.fill_update(feedback, WatchUpdate(STAMP_NS, 'no', 0.25, evidence, checks=4, agreeing=2))
+    assert c.update_from(feedback) == WatchUpdate(STAMP_NS, 'no', 0.25, checks=4, agreeing=2)
 
 
 @given(st.integers(0, c.LAST_STAMP_NS))

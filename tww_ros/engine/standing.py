@@ -253,6 +253,10 @@ class Standing:
         """Fail all, and take no more."""
         with self._lock:
             self._closed = True
+        self.end(reason)
+
+    def end(self, reason: str) -> None:
+        """Fail all there are."""
         for watch in self._watches():
             watch.fail(EngineClosedError(reason))
 

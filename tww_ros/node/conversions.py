@@ -16,7 +16,17 @@ from geometry_msgs.msg import PoseStamped
 from tww_interfaces import msg as messages
 from tww_interfaces.srv import Ask, SaveMemory
 from tww_ros import errors
-from tww_ros.types import NS_PER_S, Answer, Evidence, Note, Pose, Question, SegmentInfo
+from tww_ros.types import (
+    NS_PER_S,
+    Answer,
+    Evidence,
+    Note,
+    Pose,
+    Question,
+    SegmentInfo,
+    WatchQuestion,
+    WatchUpdate,
+)
 
 DEFAULT_SESSION = 'default'
 LAST_STAMP_NS = (2**31 - 1) * NS_PER_S
@@ -119,24 +129,27 @@ def window_from(start: Time, end: Time) -> tuple[int, int] | None:
 
 def question_from(request: Any) -> Question:
     """Ask.Request or Query.Goal → Question; RequestError with the code of what is wrong."""
-    text = request.question
-    if not text.strip():
-        raise RequestError(Ask.Response.EMPTY_QUESTION,
-                           'the question is empty; say what you want to know')
+    _check_text_and_timeout(request)
     window = window_from(request.window_start, request.window_end)
-    if from_duration(request.timeout) < 0:
-        raise RequestError(
-            Ask.Response.INVALID_REQUEST,
-            f'timeout is {from_duration(request.timeout)} s; expected 0 (never) or more')
     options = {'max_new_tokens': request.max_new_tokens} if request.max_new_tokens else {}
     try:
         return Question(
-            text=text, session=request.session_id or DEFAULT_SESSION,
+            text=request.question, session=request.session_id or DEFAULT_SESSION,
             cameras=tuple(request.cameras), choices=tuple(request.choices), window=window,
             timeout_s=from_duration(request.timeout), **options)
     except errors.QuestionError as error:
         # All that is left for Question to refuse.
         raise RequestError(Ask.Response.INVALID_CHOICES, str(error)) from error
+
+
+def _check_text_and_timeout(request: Any) -> None:
+    if not request.question.strip():
+        raise RequestError(Ask.Response.EMPTY_QUESTION,
+                           'the question is empty; say what you want to know')
+    if from_duration(request.timeout) < 0:
+        raise RequestError(
+            Ask.Response.INVALID_REQUEST,
+            f'timeout is {from_duration(request.timeout)} s; expected 0 (never) or more')
 
 
 def fill_question(request: Any, question: Question) -> None:
@@ -181,6 +194,52 @@ def answer_from(response: Any) -> Answer:
         reused_tokens=response.reused_tokens, queue_s=from_duration(response.queue_time),
         first_token_s=from_duration(response.first_token_time),
         total_s=from_duration(response.total_time))
+
+
+def watch_from(goal: Any) -> WatchQuestion:
+    """Watch.Goal → WatchQuestion; RequestError with the code of what is wrong."""
+    _check_text_and_timeout(goal)
+    if not 0 <= goal.threshold <= 1:
+        raise RequestError(Ask.Response.INVALID_REQUEST,
+                           f'threshold is {goal.threshold}; expected a probability, 0 to 1')
+    try:
+        return WatchQuestion(
+            goal.question, tuple(goal.cameras), tuple(goal.choices), goal.expected,
+            goal.threshold, goal.confirmations or 1, from_duration(goal.timeout))
+    except errors.QuestionError as error:
+        # All that is left for WatchQuestion to refuse.
+        raise RequestError(Ask.Response.INVALID_CHOICES, str(error)) from error
+
+
+def fill_watch(goal: Any, question: WatchQuestion) -> None:
+    """WatchQuestion → Watch.Goal."""
+    goal.question = question.text
+    goal.cameras = list(question.cameras)
+    goal.choices = list(question.choices)
+    goal.expected = question.expected
+    goal.threshold = float(question.threshold)
+    goal.confirmations = question.confirmations
+    goal.timeout = to_duration(question.timeout_s)
+
+
+def fill_update(message: Any, update: WatchUpdate) -> None:
+    """WatchUpdate → Watch.Result (which has evidence) or Watch.Feedback (which has not)."""
+    message.stamp = to_time(update.stamp_ns)
+    message.answer = ros_string(update.answer)
+    message.probability = float(update.probability)
+    message.checks = update.checks
+    if hasattr(message, 'evidence'):
+        message.evidence = [evidence_message(evidence) for evidence in update.evidence]
+    else:
+        message.agreeing = update.agreeing
+
+
+def update_from(message: Any) -> WatchUpdate:
+    """Watch.Feedback or Watch.Result → WatchUpdate, each without what it does not hold."""
+    return WatchUpdate(
+        from_time(message.stamp), message.answer, message.probability,
+        tuple(evidence_from(ref) for ref in getattr(message, 'evidence', ())), message.checks,
+        getattr(message, 'agreeing', 0))
 
 
 def evidence_message(evidence: Evidence) -> messages.SegmentRef:
