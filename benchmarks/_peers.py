@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,7 @@ from tww_ros.video.pixels import to_pixels
 SYNTHETIC = 'interleaved_synthetic_fill'
 QUESTION_FIRST = 'interleaved_question_first_synthetic_fill'
 REPREFILL_FRAMES, RECENT_FRAMES = 64, 4
+REPREFILL, RECENT = f'reprefill_{REPREFILL_FRAMES}_frames', f'recent_{RECENT_FRAMES}_frames'
 # Of the camera that runs meanwhile.
 PEER_FPS = 10.0
 QUESTION = 'Where is the red ball now?'
@@ -235,8 +236,8 @@ def peers_beside(engine: Engine, model: VideoLanguageModel, film: Film
     around = len(model.encode(style.note_prefix)) + len(model.encode(style.note_closer))
     filled = (sum(segment.tokens for segment in engine.memory.segments())
               + sum(notes) + len(notes) * around)
-    pictures = {f'reprefill_{REPREFILL_FRAMES}_frames': Reprefill(model, watch, REPREFILL_FRAMES),
-                f'recent_{RECENT_FRAMES}_frames': Reprefill(model, watch, RECENT_FRAMES)}
+    pictures = {REPREFILL: Reprefill(model, watch, REPREFILL_FRAMES),
+                RECENT: Reprefill(model, watch, RECENT_FRAMES)}
     for _ in range(REPREFILL_FRAMES):
         frame = film.next(1 / PEER_FPS)
         for peer in pictures.values():
@@ -246,17 +247,15 @@ def peers_beside(engine: Engine, model: VideoLanguageModel, film: Film
     return pictures, interleaved
 
 
-def take_quicker_threads(model: VideoLanguageModel, action: Callable[[], object]) -> int:
-    """On the CPU: one thread or all cores, whichever does `action` sooner; sets and tells it."""
-    if model.device.type != 'cpu':
-        return torch.get_num_threads()
+def take_quicker_threads(peer: Reprefill) -> int:
+    """On the CPU: one thread or all cores, whichever lets `peer` answer sooner; sets and tells it.
+    """
+    # Few frames: with more threads than free cores much work would take very long.
     seconds = {}
-    for threads in {1, len(os.sched_getaffinity(0))}:
+    for threads in (1, len(os.sched_getaffinity(0))):
         torch.set_num_threads(threads)
-        action()
-        started_s = time.monotonic()
-        action()
-        seconds[threads] = time.monotonic() - started_s
+        peer.ask(QUESTION)
+        seconds[threads] = peer.ask(QUESTION).first_token_s
     quicker = min(seconds, key=seconds.__getitem__)
     torch.set_num_threads(quicker)
     return quicker

@@ -31,7 +31,14 @@ from collections.abc import Sequence
 from _camera import WAIT_S, Camera, Film, fill, tabletop
 from _models import Loaded, arguments, endless, finish, load
 from _peers import PEER_FPS as FPS
-from _peers import QUESTION, QUESTION_FIRST, SYNTHETIC, peers_beside, take_quicker_threads
+from _peers import (
+    QUESTION,
+    QUESTION_FIRST,
+    RECENT,
+    SYNTHETIC,
+    peers_beside,
+    take_quicker_threads,
+)
 from _report import Report, median, percentile
 
 from tww_ros import Engine, Question
@@ -89,8 +96,7 @@ def measure_first_tokens(report: Report, loaded: Loaded, engine: Engine, film: F
     """Idle, ingesting and every peer in turn; the question comes at a random moment."""
     pictures, interleaved = peers_beside(engine, loaded.model, film)
     report.add('tokens_in_interleaved', interleaved.stream.block.length)
-    report.add('peer_threads', take_quicker_threads(
-        loaded.model, lambda: next(iter(pictures.values())).ask(QUESTION)))
+    report.add('peer_threads', take_quicker_threads(pictures[RECENT]))
     seconds: dict[str, list[float]] = defaultdict(list)
     rates: dict[str, list[float]] = defaultdict(list)
     for number in range(repeats + 1):

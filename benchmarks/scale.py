@@ -29,7 +29,7 @@ import psutil
 import torch
 from _camera import WAIT_S, Camera, Film, fill, tabletop
 from _models import Loaded, arguments, endless, finish, load
-from _peers import PEER_FPS, QUESTION, SYNTHETIC, peers_beside, take_quicker_threads
+from _peers import PEER_FPS, QUESTION, RECENT, SYNTHETIC, peers_beside, take_quicker_threads
 from _report import Report, median
 
 from tww_ros import Engine, Question
@@ -131,7 +131,7 @@ def measure_peers(loaded: Loaded, engine: Engine, film: Film, rng: random.Random
         return {}
     pictures, interleaved = peers_beside(engine, loaded.model, film)
     threads = torch.get_num_threads()
-    take_quicker_threads(loaded.model, lambda: next(iter(pictures.values())).ask(QUESTION))
+    take_quicker_threads(pictures[RECENT])
     found = {}
     for name, peer in pictures.items():
         found[size, name] = median([peer.ask(QUESTION).first_token_s for _ in range(repeats)])
@@ -149,7 +149,7 @@ def draw(cells: Sequence[Cell], peers: dict[tuple[int, str], float], weights: st
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 4.2), layout='constrained')
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 5), layout='constrained')
     rates = sorted({cell.fps for cell in cells})
     sizes = sorted({cell.size for cell in cells})
     most = max(cell.sessions for cell in cells)
@@ -163,6 +163,8 @@ def draw(cells: Sequence[Cell], peers: dict[tuple[int, str], float], weights: st
                   label=name.replace('_', ' '))
     left.set(xscale='log', yscale='log', xlabel='segments in memory', ylabel='first token, ms',
              title='one session')
+    left.set_xticks(sizes, [f'{size:,}' for size in sizes])
+    left.minorticks_off()
     for size in sizes:
         line = [cell for cell in cells if (cell.size, cell.fps) == (size, 0.0)]
         middle.plot([cell.sessions for cell in line], [cell.tokens_per_s for cell in line],
@@ -178,7 +180,8 @@ def draw(cells: Sequence[Cell], peers: dict[tuple[int, str], float], weights: st
               title=f'while answering, {sizes[-1]:,} segments')
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize='small')
+        # Below: on the lines it would hide some.
+        axis.legend(fontsize='small', loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=2)
     figure.suptitle(f'weights: {weights}')
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)

@@ -16,6 +16,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference import stock
 
 from tww_ros import Engine, EngineConfig, Frame, Question, load_model
@@ -228,6 +229,16 @@ def test_gaps_are_those_that_touch_the_time_asked_about():
     gaps = module('overlap').gaps
     assert gaps([0.0, 1.0, 3.0, 3.5, 9.0], 2.0, 4.0) == [2.0, 0.5, 5.5]
     assert gaps([0.0, 1.0, 3.0], 3.5, 4.0) == []
+
+
+def test_the_plot_of_scale_is_drawn_from_few_points(tmp_path):
+    scale = module('scale')
+    cells = [scale.Cell(size, sessions, fps, size, 0.01 * sessions, 100.0, fps, 0)
+             for size in (10, 100) for sessions in (1, 8) for fps in (0.0, 60.0)]
+    file = tmp_path / 'plots' / 'scale.png'
+    # The peer had no room beside the larger memory.
+    scale.draw(cells, {(10, 'recent_4_frames'): 0.03}, 'none', file)
+    assert Image.open(file).size[0] > 800
 
 
 def test_benchmarks_of_speed_import_no_ros():
