@@ -37,5 +37,7 @@ setup(
             'tww_node = tww_ros.node.main:main',
             'tabletop_camera = tww_ros.node.tabletop_camera:main',
         ],
+        # Named like the module, so that pytest takes it once when -p names it too.
+        'pytest11': ['tww_ros.replay.pytest_plugin = tww_ros.replay.pytest_plugin'],
     },
 )

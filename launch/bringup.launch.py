@@ -2,7 +2,9 @@
 
     ros2 launch tww_ros bringup.launch.py model:=/path/to/checkpoint image:=/camera/image_raw
     ros2 launch tww_ros bringup.launch.py tabletop:=true
-    ros2 launch tww_ros bringup.launch.py cameras:=front,rear params_file:=embedded.yaml
+    ros2 launch tww_ros bringup.launch.py cameras:=front,rear params_file:=jetson_orin_nano_8gb
+    ros2 launch tww_ros bringup.launch.py namespace:=robot1 memory_dir:=/data/robot1
+    ros2 launch tww_ros bringup.launch.py namespace:=robot2 memory_dir:=/data/robot2
 
 Every argument is a parameter, a remapping or an option of the program `tww_node`, which can be
 started by itself too. Arguments win over the parameter file; those not given leave it alone.
@@ -25,18 +27,26 @@ ARGUMENTS = {
     'model': ('', 'checkpoint directory, hub id, "embedded" or "tiny-random"'),
     'quantization': ('', 'of the weights: none, int8 or nf4'),
     'device': ('', 'where the model runs: auto, cpu, cuda, cuda:1, ...'),
+    'dtype': ('', 'of the weights: auto, float32, bfloat16 or float16'),
     'cameras': ('', 'names of cameras, separated by commas; each is watched on <name>/image'),
     'image': ('', 'topic to watch in place of image; with cameras, use ROS remappings instead'),
     'image_transport': ('', 'raw or compressed'),
     'image_reliability': ('', 'best_effort or reliable'),
+    'pose_topic': ('', 'topic that says where the robot is'),
+    'pose_type': ('', 'of its messages: odometry, pose or pose_with_covariance'),
+    'memory_dir': ('', 'folder of the memory on disk, one for each node; the next start goes on '
+                       'with it'),
+    'autostart': ('', 'false: the node waits to be configured and activated'),
     'tabletop': ('false', 'true: start tabletop_camera too, which publishes what is watched'),
-    'params_file': ('tww.yaml', 'YAML file with parameters: a path, or a name in config/'),
+    'params_file': ('tww.yaml', 'YAML file with parameters: a path, or a name in config/, such '
+                    'as desktop_8gb'),
     'use_sim_time': ('false', 'true: follow /clock, as a replay publishes it'),
     'namespace': ('', 'namespace of the node and of its relative topics'),
     'log_level': ('info', 'debug, info, warn, error or fatal'),
 }
 # Arguments that are parameters of the same name.
-PARAMETERS = ('model', 'quantization', 'device', 'image_transport', 'image_reliability')
+PARAMETERS = ('model', 'quantization', 'device', 'dtype', 'image_transport', 'image_reliability',
+              'pose_topic', 'pose_type')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -54,6 +64,10 @@ def start_nodes(context: LaunchContext) -> list[Node]:
     parameters = {name: given[name] for name in PARAMETERS if given[name]}
     if given['cameras']:
         parameters['cameras'] = [name.strip() for name in given['cameras'].split(',')]
+    if given['memory_dir']:
+        parameters['memory.folder'] = given['memory_dir']
+    if given['autostart']:
+        parameters['autostart'] = is_true(given['autostart'])
     parameters['use_sim_time'] = is_true(given['use_sim_time'])
     logger = '.'.join([*given['namespace'].strip('/').split('/'), 'tww']).lstrip('.')
     nodes = [Node(
@@ -83,8 +97,8 @@ def params_file(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    shipped = Path(get_package_share_directory('tww_ros'), 'config', name)
+    shipped = Path(get_package_share_directory('tww_ros'), 'config', name).with_suffix('.yaml')
     if not shipped.is_file():
-        known = sorted(file.name for file in shipped.parent.glob('*.yaml'))
+        known = sorted(file.stem for file in shipped.parent.glob('*.yaml'))
         raise FileNotFoundError(f'params_file: expected a file, or one of {known}; got {name!r}')
     return shipped
