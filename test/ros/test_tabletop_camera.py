@@ -23,8 +23,8 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from tww_ros.node.conversions import from_time
-from tww_ros.node.images import image_to_rgb
 from tww_ros.types import NS_PER_S
+from tww_ros.video.encodings import image_to_rgb
 from tww_ros.world.render import Renderer
 from tww_ros.world.table import PLACES, TEST_SEEDS, Pace, simulate
 

@@ -1,4 +1,4 @@
-"""Every encoding against values computed pixel by pixel, and against the node's own reading."""
+"""Every encoding against values computed pixel by pixel."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tww_ros.errors import FrameError
-from tww_ros.node import images as of_the_node
 from tww_ros.video.encodings import CHANNELS, OPENCV, compressed_to_rgb, image_to_rgb
 
 HEIGHT, WIDTH = 4, 6
@@ -40,10 +39,6 @@ def test_packed(encoding, big, padding):
                 expected[y, x, target] = rows[y, at if big or size == 1 else at + 1]
     got = image_to_rgb(message(encoding, rows, padding=padding, big=big), '/image')
     np.testing.assert_array_equal(got, expected)
-    if encoding in of_the_node.PACKED:
-        np.testing.assert_array_equal(
-            of_the_node.image_to_rgb(message(encoding, rows, padding=padding, big=big), '/image'),
-            expected)
 
 
 @pytest.mark.parametrize('encoding', [name for name in OPENCV if name.startswith('bayer')])

@@ -21,11 +21,11 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from tww_ros.errors import FrameError, TwwError
 from tww_ros.node.diagnostics import TopicState
-from tww_ros.node.images import compressed_to_rgb, image_to_rgb
 from tww_ros.node.listener import Listener, stamp_ns
 from tww_ros.node.parameters import Parameters
 from tww_ros.node.poses import Poses
 from tww_ros.types import Frame, LateFrame
+from tww_ros.video.encodings import compressed_to_rgb, image_to_rgb
 
 TRANSPORTS = {Image: 'set image_transport to raw', CompressedImage: 'set image_transport to '
                                                                     'compressed'}

@@ -160,8 +160,8 @@ class Listener:
 def stamp_ns(data: bytes, topic: str) -> int:
     """Header stamp of a serialized message that begins with a header; the rest is not read."""
     if len(data) < STAMP_END:
-        raise FrameError(f'{topic}: expected a message with a header, got {len(data)} bytes; check '
-                         'that publisher and node have the same message types')
+        raise FrameError(f'{topic}: expected a message with a header, got {len(data)} bytes; '
+                         'check that publisher and node have the same message types')
     # CDR: four bytes of encapsulation (odd: little endian), then int32 sec and uint32 nanosec.
     seconds, nanoseconds = struct.unpack_from('<iI' if data[1] & 1 else '>iI', data, 4)
     return seconds * NS_PER_S + nanoseconds
