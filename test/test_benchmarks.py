@@ -238,7 +238,8 @@ def test_the_plot_of_scale_is_drawn_from_few_points(tmp_path):
     file = tmp_path / 'plots' / 'scale.png'
     # The peer had no room beside the larger memory.
     scale.draw(cells, {(10, 'recent_4_frames'): 0.03}, 'none', file)
-    assert Image.open(file).size[0] > 800
+    with Image.open(file) as drawn:
+        assert drawn.size[0] > 800
 
 
 def test_benchmarks_of_speed_import_no_ros():
