@@ -69,7 +69,8 @@ class WatchConfig(_Checked):
     """Frame → segment → pixels."""
 
     sample_fps: float = setting(
-        2.0, 'frames per second taken from each camera; the rest is skipped', low=0.05, high=60.0)
+        2.0, 'frames per second taken from each camera; the rest is skipped', low=0.05, high=60.0,
+        change='live')
     segment_s: float = setting(
         4.0, 'a segment is closed when it spans this many seconds', low=0.1, high=600.0)
     segment_by: str = setting(

@@ -13,7 +13,7 @@ from rclpy.parameter import Parameter
 
 from tww_ros.config import EngineConfig, NodeConfig, settings
 from tww_ros.errors import ConfigError
-from tww_ros.node.parameters import declare_parameters
+from tww_ros.node.parameters import NodeParameters, declare_parameters
 
 CONFIG = Path(__file__).parents[2] / 'config'
 
@@ -39,7 +39,8 @@ def test_defaults_and_descriptors(context: rclpy.Context) -> None:
     assert parameters.cameras == ('camera',)
     for entry in [*settings(NodeConfig), *settings(EngineConfig)]:
         about = node.describe_parameter(entry.name)
-        assert about.description == entry.help and about.read_only
+        assert about.description == entry.help
+        assert about.read_only == (entry.change == 'start')
         assert node.get_parameter(entry.name).value == entry.default
         ranges = [*about.integer_range, *about.floating_point_range]
         if entry.low is None:
@@ -72,12 +73,65 @@ def test_a_misspelt_name_is_told(context: rclpy.Context, capfd: pytest.CaptureFi
     assert 'zzz is unknown' in told[1] and 'docs/settings.md' in told[1]
 
 
-def test_a_running_node_does_not_change_its_settings(context: rclpy.Context) -> None:
+def test_a_configured_node_takes_what_it_can(context: rclpy.Context) -> None:
     node = node_with(context, {})
-    declare_parameters(node)
-    result, = node.set_parameters([Parameter('watch.sample_fps', value=1.0)])
-    assert not result.successful
-    assert node.get_parameter('watch.sample_fps').value == 2.0
+    told: list[tuple[str, object]] = []
+    parameters = NodeParameters(node, lambda name, value: told.append((name, value)))
+    parameters.locked = True
+
+    def set_to(name: str, value: object) -> str:
+        result, = node.set_parameters([Parameter(name, value=value)])
+        assert result.successful == (node.get_parameter(name).value == value)
+        return result.reason
+
+    assert 'ros2 lifecycle set /tww deactivate' in set_to('watch.segment_s', 1.0)
+    assert 'cameras' in set_to('cameras', ['front'])
+    assert 'read-only' in set_to('result_timeout_s', 5)
+    # One that may change does not bring along one that may not.
+    result = node.set_parameters_atomically([
+        Parameter('watch.sample_fps', value=9.0), Parameter('model', value='embedded')])
+    assert not result.successful and 'model' in result.reason and not told
+    assert set_to('watch.sample_fps', 1.5) == '' and set_to('status_rate_hz', 2.0) == ''
+    assert told == [('watch.sample_fps', 1.5), ('status_rate_hz', 2.0)]
+    assert parameters.current.engine.watch.sample_fps == 1.5
+    assert parameters.current.node.status_rate_hz == 2.0
+    assert 'range' in set_to('status_rate_hz', 0.0)
+    node.destroy_node()
+
+
+def test_a_node_that_is_not_configured_takes_what_fits_together(context: rclpy.Context,
+                                                                tmp_path: Path) -> None:
+    """Settings that nobody gave follow the model; those that somebody set stay."""
+    node = node_with(context, {'note.max_new_tokens': 7})
+    parameters = NodeParameters(node, lambda name, value: None)
+    held = parameters.current
+    (tmp_path / 'tww.json').write_text(
+        '{"settings": {"note.max_new_tokens": 9, "watch.segment_s": 3.0, "watch.sample_fps": 5.0}}')
+
+    def set_to(name: str, value: object) -> str:
+        result, = node.set_parameters([Parameter(name, value=value)])
+        return result.reason
+
+    assert 'above watch.max_pixels' in set_to('watch.min_pixels', 300_000)
+    assert 'expected one of none, int8, nf4' in set_to('quantization', 'int3')
+    assert 'different names' in set_to('cameras', ['front', 'front'])
+    assert set_to('model', str(tmp_path)) == set_to('watch.sample_fps', 2.0) == ''
+    assert set_to('cameras', ['front', 'rear']) == ''
+    # What is in effect is what was configured last.
+    assert held.node.model == 'tiny-random' and held.cameras == ('camera',)
+    assert parameters.read() is held
+    assert held.node.model == str(tmp_path) and held.cameras == ('front', 'rear')
+    assert held.engine.note.max_new_tokens == 7
+    assert held.engine.watch.sample_fps == 2.0 and held.engine.watch.segment_s == 3.0
+    assert held.engine.watch.label_cameras
+    assert node.get_parameter('watch.segment_s').value == 3.0
+    set_to('model', 'tiny-random')
+    assert parameters.read().engine.watch.segment_s == 4.0
+    (tmp_path / 'tww.json').write_text('[]')
+    set_to('model', str(tmp_path))
+    with pytest.raises(ConfigError, match='model'):
+        parameters.read()
+    assert held.node.model == 'tiny-random'
     node.destroy_node()
 
 

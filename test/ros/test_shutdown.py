@@ -42,12 +42,12 @@ def test_signal_in_the_middle_of_everything(start_node: Callable, bikes_bag: Pat
 def test_signal_while_idle_and_while_loading(start_node: Callable) -> None:
     # Too little time to load in: the thread is inside torch when the process ends.
     loading = start_node({'shutdown_timeout_s': 0.1})
-    loading.wait_for_line("camera 'camera'", 60.0)
+    loading.wait_for_line('loading tiny-random', 60.0)
     loading.process.send_signal(signal.SIGINT)
     assert loading.wait() == 0, loading.output
     assert 'leaving without it' in loading.output
     idle = start_node(scripted_s=0.0)
-    idle.wait_for_line('ready after', 90.0)
+    idle.wait_for_line('ready: watching and answering', 90.0)
     assert idle.stop() == CLEAN
 
 

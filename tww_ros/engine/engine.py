@@ -31,7 +31,7 @@ from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.engine.recall import note_ids
 from tww_ros.engine.sessions import Sessions
 from tww_ros.engine.standing import PendingWatch, check_question
-from tww_ros.engine.watcher import Watcher
+from tww_ros.engine.watcher import JumpItem, RateItem, Watcher
 from tww_ros.errors import (
     EngineClosedError,
     NothingSeenError,
@@ -167,6 +167,17 @@ class Engine:
                 return False
         return self._keeper.flush(max(0.0, end_s - time.monotonic()))
 
+    def set_sample_fps(self, sample_fps: float) -> None:
+        """Watch so many frames per second of each camera from now on."""
+        watch = dataclasses.replace(self.config.watch, sample_fps=sample_fps)
+        self.config = dataclasses.replace(self.config, watch=watch)
+        self._watcher.mark(RateItem(watch.sample_fps))
+
+    def clock_went_back(self, now_ns: int) -> None:
+        """The clock that the stamps are of was set back: a new epoch begins, as when stamps go
+        back. It begins once, whether the stamps or the clock are seen to go back first."""
+        self._watcher.mark(JumpItem(now_ns))
+
     # Asking
 
     def ask(self, question: Question) -> PendingAnswer:
@@ -193,6 +204,11 @@ class Engine:
         self._check_running()
         self._check_length(check_question(question))
         return self._reasoner.standing.add(question)
+
+    def end_questions(self, reason: str) -> None:
+        """Fail the questions and standing questions under way; later ones are taken."""
+        self._reasoner.standing.end(reason)
+        self._reasoner.desk.fail_all(reason)
 
     def close_session(self, name: str) -> None:
         """Forget a session's rounds; UnknownSessionError when there is none of that name."""

@@ -33,7 +33,23 @@ from tww_ros.video.segmentation import Event, FrameIntake, PatchReady, SegmentKe
 from tww_ros.video.token_drop import TokenDrop
 
 log = logging.getLogger(__name__)
-Mark = QuestionItem | DrainItem
+
+
+@dataclass(frozen=True)
+class JumpItem:
+    """The clock that the stamps are of went back to now_ns."""
+
+    now_ns: int
+
+
+@dataclass(frozen=True)
+class RateItem:
+    """So many frames per second of each camera from now on."""
+
+    sample_fps: float
+
+
+Mark = QuestionItem | DrainItem | JumpItem | RateItem
 # A patch waits for the first token of an answer for so long at most.
 ANSWER_PAUSE_S = 0.1
 
@@ -221,7 +237,8 @@ class Watcher:
                         'questions do not see what was before', arrived.frame.camera,
                         arrived.frame.stamp_ns / NS_PER_S)
         clock = self._intake.clock
-        self._zero_ns.setdefault(clock.epoch, clock.t0_ns)
+        if clock.t0_ns is not None:
+            self._zero_ns.setdefault(clock.epoch, clock.t0_ns)
         self._zero_ns.pop(clock.epoch - 2, None)
         if taken.verdict == 'skipped':
             self._counters.add(frames_skipped=1)
@@ -230,6 +247,12 @@ class Watcher:
         self._send(taken.events)
 
     def _pass(self, mark: Mark) -> None:
+        if isinstance(mark, RateItem):
+            self._intake.set_sample_fps(mark.sample_fps)
+            return
+        if isinstance(mark, JumpItem):
+            self._send(self._intake.jump(mark.now_ns))
+            return
         if isinstance(mark, DrainItem):
             self._send(self._intake.close('flush'))
         elif mark.pending.done():

@@ -1,9 +1,9 @@
 """The program `tww_node`: one TwwNode in a single-threaded executor.
 
-Exit codes: 0 after SIGINT or SIGTERM, 1 when the model cannot be loaded or the node fails, 2 when
-a parameter does not fit. Signals are handled here and not by rclpy, because rclpy's handler closes
-the ROS context at once, and the clients that wait for an answer would never hear that there is
-none.
+Exit codes: 0 after SIGINT or SIGTERM, 1 when the node cannot start by itself (`autostart`) or
+fails, 2 when a parameter does not fit. Signals are handled here and not by rclpy, because rclpy's
+handler closes the ROS context at once, and the clients that wait for an answer would never hear
+that there is none.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ OK, FAILED, BAD_PARAMETER = 0, 1, 2
 
 
 def main(argv: Sequence[str] | None = None, load: LoadModel | None = None) -> int:
-    """Run the node until a signal comes or the model cannot be loaded; returns the exit code.
+    """Run the node until a signal comes or it cannot start by itself; returns the exit code.
 
     argv: the command line with the program's name; load: as in TwwNode.
     A model that is still being loaded when the time to end has come ends the process right here.
     """
-    code, loading = _run(argv, load)
-    if loading:
+    code, working = _run(argv, load)
+    if working:
         # A thread inside torch cannot be stopped, and the interpreter's own end aborts under it.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, load: LoadModel | None = None) -> in
 
 
 def _run(argv: Sequence[str] | None, load: LoadModel | None) -> tuple[int, bool]:
-    """The exit code, and whether the loading thread is still at work."""
+    """The exit code, and whether a thread of the node is still at work."""
     rclpy.init(args=list(sys.argv if argv is None else argv),
                signal_handler_options=SignalHandlerOptions.NO)
     stop = _Stop()
@@ -58,14 +58,15 @@ def _run(argv: Sequence[str] | None, load: LoadModel | None) -> tuple[int, bool]
             return BAD_PARAMETER, False
         executor = SingleThreadedExecutor()
         executor.add_node(node)
+        ended = False
         try:
             _spin(executor, node, stop)
         finally:
-            node.close_engine()
+            ended = node.close_engine()
             _say_last_words(executor, node)
             executor.shutdown(timeout_sec=LAST_WORDS_S)
             node.destroy_node()
-        return FAILED if node.failure is not None else OK, node.loading
+        return FAILED if node.failed_to_start else OK, not ended
     finally:
         rclpy.try_shutdown()
         stop.restore()
@@ -89,7 +90,7 @@ class _Stop:
 
 
 def _spin(executor: SingleThreadedExecutor, node: TwwNode, stop: _Stop) -> None:
-    while not stop.asked and node.failure is None:
+    while not stop.asked and not node.failed_to_start:
         try:
             executor.spin_once(timeout_sec=POLL_S)
         except ExternalShutdownException:

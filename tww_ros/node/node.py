@@ -4,79 +4,70 @@
     ~/ask, ~/query ─→ Engine.ask ─→ await ─→ answer   (questions.py)
     engine's thread ─→ Bell ─→ ~/notes                ~/status, /diagnostics: steady timers
 
-The model is loaded in a thread of its own, so that parameters, status and services answer from the
-first moment; questions are refused with NOT_ACTIVE until it is there. All callbacks run in the
-executor and are short. The node does not know how the engine works and never touches the model.
+A managed node: configure loads the model and opens memory, activate watches and answers,
+deactivate stops both and keeps memory, cleanup frees it. With `autostart` it does the first two by
+itself. Questions and services answer in every state, if only with NOT_ACTIVE: all callbacks run in
+one executor and are short, and what takes long is done in threads and awaited (lifecycle.py,
+engine_room.py). The node does not know how the engine works and never touches the model.
 """
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable
-from functools import partial
+from collections import Counter
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.node import Node
+from lifecycle_msgs.msg import Transition
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from std_srvs.srv import SetBool
 
 from tww_interfaces.msg import MemoryStatus, SegmentNote
-from tww_interfaces.srv import CloseSession, ListSegments
-from tww_ros.config import NodeConfig
-from tww_ros.errors import (
-    EngineClosedError,
-    ModelError,
-    TwwError,
-    UnknownCameraError,
-)
+from tww_ros.errors import BusyError, EngineClosedError, TwwError
 from tww_ros.node.cameras import Cameras
-from tww_ros.node.compat import Bell, steady_timer
-from tww_ros.node.conversions import (
-    DEFAULT_SESSION,
-    fill_error,
-    note_message,
-    segment_message,
-    to_duration,
-    to_time,
-    window_from,
-)
+from tww_ros.node.compat import Bell, on_clock_back, set_period, steady_timer
+from tww_ros.node.conversions import note_message
 from tww_ros.node.diagnostics import Diagnostics
-from tww_ros.node.parameters import Parameters, declare_parameters
+from tww_ros.node.engine_room import EngineRoom, LoadModel
+from tww_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode
+from tww_ros.node.parameters import NodeParameters
 from tww_ros.node.questions import Questions
+from tww_ros.node.services import Services
+from tww_ros.node.status import status_message
 from tww_ros.node.throttle import Throttle
-from tww_ros.types import EngineStats, Frame
+from tww_ros.node.watches import Watches
+from tww_ros.types import NS_PER_S, Frame
 
 DIAGNOSTICS_PERIOD_S = 1.0
 COMPLAINT_PERIOD_S = 10.0
+LOADING_TOLD_S = 10.0
 NOTES_KEPT = 100
 
-LoadModel = Callable[[NodeConfig], Any]
 
-
-class TwwNode(Node):
-    """The node `tww`. Loading starts in the constructor; close_engine() ends its threads.
+class TwwNode(ManagedNode):
+    """The node `tww`. With `autostart` it begins to load when it is spun.
 
     load: makes the model from the parameters; tests give one that makes a ScriptedModel.
     Raises ConfigError when a parameter does not fit. `failure` holds the error when the model
-    could not be loaded; the node then stays up and refuses questions, and its owner decides to
-    end.
+    could not be loaded; the node then stays up, unconfigured, and refuses questions. When that
+    was autostart, `failed_to_start` is set, and its owner decides to end.
     """
 
     def __init__(self, load: LoadModel | None = None, **options: Any) -> None:
         super().__init__('tww', **options)
-        self._load_model = load or load_checkpoint
-        self.parameters: Parameters = declare_parameters(self)
+        self._settings = NodeParameters(self, self._on_live)
+        self.parameters = self._settings.current
         self.failure: Exception | None = None
-        self._engine: Any = None
-        self._state = MemoryStatus.LOADING
+        self.failed_to_start = False
+        node = self.parameters.node
+        self._state = MemoryStatus.LOADING if node.autostart else MemoryStatus.UNCONFIGURED
         self._told_error = ''
+        self._loading_told_s = 0.0
         self._complaints = Throttle(COMPLAINT_PERIOD_S)
         self._bell = Bell(self, on_error=self._on_callback_error)
+        self.room = EngineRoom(self._bell, self.get_logger(), self.parameters, load,
+                               self._publish_note)
 
         latched = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE,
                              durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -87,141 +78,192 @@ class TwwNode(Node):
         self._diagnostics_topic = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._diagnostics = Diagnostics(self.get_fully_qualified_name().lstrip('/'))
 
-        self._questions = Questions(self, self._bell, self.parameters, self._running_engine)
-        group = ReentrantCallbackGroup()
-        self.create_service(CloseSession, '~/close_session', self._on_close_session,
-                            callback_group=group)
-        self.create_service(ListSegments, '~/list_segments', self._on_list_segments,
-                            callback_group=group)
-        self.create_service(SetBool, '~/enable_ingest', self._on_enable_ingest,
-                            callback_group=group)
-        self._cameras = Cameras(self, self.parameters, self._take, self._complain,
-                                self._on_callback_error)
-        self._cameras.open()
+        self._images: Counter[str] = Counter()
+        self.cameras = self._make_cameras()
+        self._questions = Questions(self, self._bell, self.parameters, self._asked_engine)
+        self._watches = Watches(self, self._bell, self.parameters, self._asked_engine)
+        Services(self, self._bell)
         self._publish_status()
-        steady_timer(self, 1.0 / self.parameters.node.status_rate_hz, self._publish_status)
+        self._status_timer = steady_timer(self, 1.0 / node.status_rate_hz, self._publish_status)
         steady_timer(self, DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)
-
-        self._loader = threading.Thread(target=self._load, name='tww-loader', daemon=True)
-        self._loader.start()
+        steady_timer(self, DIAGNOSTICS_PERIOD_S, self.room.measure)
+        self._clock_jumps = on_clock_back(self, self._on_clock_back)
+        if node.autostart:
+            self._bell.call(lambda: self.executor.create_task(self._autostart))
 
     @property
     def questions_active(self) -> int:
-        """Questions whose answer has not been sent yet."""
-        return self._questions.active
+        """Questions and watches whose result has not been sent yet."""
+        return self._questions.active + self._watches.active
 
-    @property
-    def loading(self) -> bool:
-        """Whether the thread that loads the model is at work."""
-        return self._loader.is_alive()
+    def running_engine(self) -> Any:
+        """The engine of a configured node; EngineClosedError when there is none."""
+        if self.room.engine is None:
+            reason = {
+                MemoryStatus.UNCONFIGURED: 'the node is not configured; `ros2 lifecycle set '
+                f'{self.get_fully_qualified_name()} configure`, then activate',
+                MemoryStatus.LOADING: 'the model is being loaded; wait until ~/status says ACTIVE',
+                MemoryStatus.FAILED: f'the model could not be loaded: {self.failure}',
+            }.get(self._state, 'the node is shutting down')
+            raise EngineClosedError(reason)
+        return self.room.engine
 
-    def close_engine(self) -> None:
+    def close_engine(self) -> bool:
         """Stop watching and answering; questions under way end with NOT_ACTIVE. Idempotent.
 
         Blocks until the threads are joined, so call it with the executor not spinning, then let
-        the executor spin until questions_active is 0: those refusals have to be sent.
+        the executor spin until questions_active is 0: those refusals have to be sent. False when a
+        thread is still loading or writing.
         """
         if self._state != MemoryStatus.FAILED:
             self._state = MemoryStatus.CLOSED
-        self._loader.join(self.parameters.node.shutdown_timeout_s)
-        if self._loader.is_alive():
-            self.get_logger().warning('the model is still being loaded; leaving without it')
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close(timeout_s=self.parameters.node.shutdown_timeout_s)
+        ended = self.room.close_now()
+        if not ended:
+            self.get_logger().warning('a model is still being loaded, or memory written; leaving '
+                                      'without it')
         self._publish_status()
+        return ended
 
     def destroy_node(self) -> None:
-        """Destroy the node and its action server."""
+        """Destroy the node and its action servers."""
         self._questions.close()
+        self._watches.close()
         super().destroy_node()
 
-    # loading ------------------------------------------------------------------------------------
+    # lifecycle ----------------------------------------------------------------------------------
 
-    def _load(self) -> None:
-        started_s = time.monotonic()
-        try:
-            model = self._load_model(self.parameters.node)
-            from tww_ros import Engine
-            engine = Engine(model, self.parameters.engine,
-                            on_note=partial(self._bell.call, self._publish_note))
-            engine.start()
-            self._bell.call(self._on_loaded, engine, time.monotonic() - started_s)
-        except Exception as error:
-            self._bell.call(self._on_load_failed, error)
-
-    def _on_loaded(self, engine: Any, seconds: float) -> None:
-        if self._state != MemoryStatus.LOADING:
-            engine.close(timeout_s=self.parameters.node.shutdown_timeout_s)
-            return
-        self._engine = engine
-        self._state = MemoryStatus.ACTIVE
-        self.get_logger().info(f'ready after {seconds:.1f} s: {engine.model.describe()}')
+    async def change_state(self, transition_id: int) -> bool:
+        """As ManagedNode, and ~/status tells of it at once."""
+        succeeded = await super().change_state(transition_id)
         self._publish_status()
+        return succeeded
+
+    async def _autostart(self) -> None:
+        # Not by its own method: nobody needs to know that it was inactive for a moment.
+        started = (await super().change_state(Transition.TRANSITION_CONFIGURE)
+                   and await super().change_state(Transition.TRANSITION_ACTIVATE))
+        self.failed_to_start = not started and self._state != MemoryStatus.CLOSED
+        self._publish_status()
+
+    async def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the parameters, load the model, open memory."""
+        self.failure = None
+        self._state = MemoryStatus.LOADING
+        self._settings.locked = True
+        started_s = self._loading_told_s = time.monotonic()
+        try:
+            self._settings.read()
+            self._renew_cameras()
+            node = self.parameters.node
+            self.get_logger().info(f'loading {node.model} (quantization {node.quantization}, '
+                                   f'device {node.device})')
+            self._publish_status()
+            await self.room.open()
+        except Exception as error:
+            self._on_load_failed(error)
+            return FAILURE
+        self._state = MemoryStatus.INACTIVE
+        self.get_logger().info(f'configured after {time.monotonic() - started_s:.1f} s: '
+                               f'{self.room.engine.model.describe()}')
+        return SUCCESS
+
+    async def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Watch and answer."""
+        self.cameras.open()
+        self._state = MemoryStatus.ACTIVE
+        self.get_logger().info('ready: watching and answering')
+        return SUCCESS
+
+    async def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Neither watch nor answer; memory stays, and what was seen is still noted."""
+        self.cameras.close()
+        self._state = MemoryStatus.INACTIVE
+        self.room.engine.end_questions('the node was deactivated before the answer was complete')
+        self.get_logger().info('inactive: neither watching nor answering, memory is kept')
+        return SUCCESS
+
+    async def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model and memory; what is in memory.folder comes back with configure."""
+        await self._clean_up(MemoryStatus.UNCONFIGURED)
+        return SUCCESS
+
+    async def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """The same, for good."""
+        await self._clean_up(MemoryStatus.CLOSED)
+        return SUCCESS
+
+    async def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a fault in one of the above: begin anew."""
+        await self._clean_up(MemoryStatus.FAILED)
+        return SUCCESS
+
+    def on_fault(self, error: Exception) -> None:
+        """A transition raised."""
+        self.failure = error
+        self._on_callback_error(error)
+
+    async def _clean_up(self, state: int) -> None:
+        self.cameras.close()
+        self._state = state
+        await self.room.close()
+        self._settings.locked = False
+        self.get_logger().info('model and memory are freed')
 
     def _on_load_failed(self, error: Exception) -> None:
         self.failure = error
+        self._settings.locked = False
+        if self._state == MemoryStatus.CLOSED:
+            return
         self._state = MemoryStatus.FAILED
         detail = str(error)
         if not isinstance(error, TwwError):
             detail = ''.join(traceback.format_exception(error))
         self.get_logger().fatal(f'the model could not be loaded: {detail}')
-        self._publish_status()
+
+    # parameters and time ------------------------------------------------------------------------
+
+    def _on_live(self, name: str, value: Any) -> None:
+        if name == 'status_rate_hz':
+            set_period(self._status_timer, 1.0 / value)
+        elif name == 'feedback_period_s':
+            self._questions.set_feedback_period(value)
+        elif name == 'watch.sample_fps' and self.room.engine is not None:
+            self.room.engine.set_sample_fps(value)
+
+    def _on_clock_back(self, now_ns: int, back_ns: int) -> None:
+        self.get_logger().warning(
+            f'the clock went back by {back_ns / NS_PER_S:.3f} s to {now_ns / NS_PER_S:.3f} s: '
+            'questions do not see what was before')
+        if self.room.engine is not None:
+            self.room.engine.clock_went_back(now_ns)
+
+    # cameras and questions ----------------------------------------------------------------------
+
+    def _make_cameras(self) -> Cameras:
+        return Cameras(self, self.parameters, self._take, self._complain, self._on_callback_error)
+
+    def _renew_cameras(self) -> None:
+        """Cameras as the parameters are now, with the counters that go on."""
+        old = self.cameras
+        self._images = Counter(self._image_counts())
+        self.cameras = self._make_cameras()
+        self.cameras.watching = old.watching
+
+    def _image_counts(self) -> dict[str, int]:
+        return {what: self._images[what] + getattr(self.cameras, what)
+                for what in ('received', 'rejected', 'ignored')}
 
     def _take(self, frame: Frame) -> bool:
-        return self._engine is not None and self._engine.push(frame)
+        return self.room.engine is not None and self.room.engine.push(frame)
 
-    def _running_engine(self) -> Any:
-        if self._engine is None:
-            reason = {
-                MemoryStatus.LOADING: 'the model is being loaded; wait until ~/status says ACTIVE',
-                MemoryStatus.FAILED: f'the model could not be loaded: {self.failure}',
-            }.get(self._state, 'the node is shutting down')
-            raise EngineClosedError(reason)
-        return self._engine
-
-    # services -----------------------------------------------------------------------------------
-
-    def _on_enable_ingest(self, request: SetBool.Request,
-                          response: SetBool.Response) -> SetBool.Response:
-        self._cameras.watching = request.data
-        response.success = True
-        response.message = 'watching' if request.data else 'images are received and thrown away'
-        self.get_logger().info(f'ingest: {response.message}')
-        return response
-
-    def _on_close_session(self, request: CloseSession.Request,
-                          response: CloseSession.Response) -> CloseSession.Response:
-        try:
-            self._running_engine().close_session(request.session_id or DEFAULT_SESSION)
-        except Exception as error:
-            self._refuse(response, error)
-        return response
-
-    def _on_list_segments(self, request: ListSegments.Request,
-                          response: ListSegments.Response) -> ListSegments.Response:
-        try:
-            engine = self._running_engine()
-            for camera in request.cameras:
-                if camera not in self.parameters.cameras:
-                    raise UnknownCameraError(f'no camera {camera!r}; this node watches '
-                                             f'{", ".join(self.parameters.cameras)}')
-            window = window_from(request.window_start, request.window_end)
-            found = [info for info in engine.memory.segments()
-                     if (not request.cameras or info.camera in request.cameras)
-                     and (window is None or (info.end_ns >= window[0]
-                                             and info.start_ns <= window[1]))]
-            if request.limit:
-                found = found[-request.limit:]
-            response.segments = [segment_message(info) for info in found]
-        except Exception as error:
-            self._refuse(response, error)
-        return response
-
-    def _refuse(self, response: Any, error: Exception) -> None:
-        fill_error(response, error)
-        if not isinstance(error, TwwError):
-            self._on_callback_error(error)
+    def _asked_engine(self) -> Any:
+        engine = self.running_engine()
+        if self._state != MemoryStatus.ACTIVE:
+            raise EngineClosedError('the node is not active; `ros2 lifecycle set '
+                                    f'{self.get_fully_qualified_name()} activate`')
+        if self.room.replacing:
+            raise BusyError('another memory is being loaded; ask again when that is done')
+        return engine
 
     # topics -------------------------------------------------------------------------------------
 
@@ -233,39 +275,26 @@ class TwwNode(Node):
         self._status.publish(self._last_status)
         error = self._last_status.last_error
         # The status keeps the last error for good; the log tells of it when it is new.
-        if self._engine is not None and error != self._told_error:
+        if self.room.engine is not None and error != self._told_error:
             self._told_error = error
             self._complain(f'the engine reports: {error}')
+        now_s = time.monotonic()
+        if (self.lifecycle_state == 'configuring'
+                and now_s - self._loading_told_s > LOADING_TOLD_S):
+            self._loading_told_s = now_s
+            self.get_logger().info(f'loading: {self.room.progress.value:.0%}')
 
     def status(self) -> MemoryStatus:
         """The present state."""
-        engine, node = self._engine, self.parameters.node
-        message = MemoryStatus(
-            stamp=self.get_clock().now().to_msg(), state=self._state,
-            ingest_enabled=self._cameras.watching,
-            model=node.model, device=node.device, quantization=node.quantization,
-            positions=node.positions, images_received=self._cameras.received,
-            images_rejected=self._cameras.rejected, images_ignored=self._cameras.ignored)
+        message = status_message(self._state, self.parameters, self.room, self._image_counts())
+        message.stamp = self.get_clock().now().to_msg()
+        message.ingest_enabled = self.cameras.watching
         if self.failure is not None:
             message.last_error = str(self.failure)
-        if engine is None:
-            return message
-        message.description = engine.model.describe()
-        message.positions = engine.model.scheme
-        stats: EngineStats = engine.stats()
-        for name in ('frames_received', 'frames_watched', 'frames_skipped', 'frames_dropped',
-                     'frames_rejected', 'frames_waiting', 'epochs', 'segments', 'notes_written',
-                     'notes_skipped', 'notes_waiting', 'answers_done', 'answers_failed',
-                     'answers_cancelled', 'answers_active', 'answers_waiting', 'sessions',
-                     'steps', 'step_tokens', 'memory_bytes', 'session_bytes', 'memory_tokens',
-                     'last_error'):
-            setattr(message, name, getattr(stats, name))
-        message.newest = to_time(stats.newest_ns)
-        message.ingest_lag = to_duration(stats.ingest_lag_s)
         return message
 
     def _publish_diagnostics(self) -> None:
-        cameras = self._cameras.states()
+        cameras = self.cameras.states()
         for camera in cameras:
             if camera.complaint():
                 self._complain(camera.complaint())
@@ -281,14 +310,3 @@ class TwwNode(Node):
         if text:
             trace = ''.join(traceback.format_exception(error))
             self.get_logger().error(f'{text}; please report this with the lines below\n{trace}')
-
-
-def load_checkpoint(node: NodeConfig) -> Any:
-    # Imported here: torch and transformers take seconds, and the node answers meanwhile.
-    try:
-        from tww_ros import load_model
-    except ImportError as error:
-        raise ModelError(f'{error}; expected torch, transformers and bitsandbytes in the Python '
-                         f'that runs the node ({sys.executable}); install them there') from error
-    return load_model(node.model, quantization=node.quantization, device=node.device,
-                      dtype=node.dtype, positions=node.positions, prompts=node.prompts)

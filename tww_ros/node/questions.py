@@ -22,7 +22,7 @@ from rclpy.task import Future
 from tww_interfaces.action import Query
 from tww_interfaces.srv import Ask
 from tww_ros.errors import CancelledError, TwwError
-from tww_ros.node.compat import Bell, steady_timer
+from tww_ros.node.compat import Bell, set_period, steady_timer
 from tww_ros.node.conversions import (
     fill_answer,
     fill_error,
@@ -30,6 +30,7 @@ from tww_ros.node.conversions import (
     ros_string,
 )
 from tww_ros.node.parameters import Parameters
+from tww_ros.node.qos import ACTION_SERVER, MANY
 from tww_ros.types import AnswerPiece
 
 
@@ -48,11 +49,11 @@ class Questions:
         self._active = 0
         # Reentrant: in an exclusive group one running answer would keep all other questions out.
         group = ReentrantCallbackGroup()
-        node.create_service(Ask, '~/ask', self._on_ask, callback_group=group)
+        node.create_service(Ask, '~/ask', self._on_ask, qos_profile=MANY, callback_group=group)
         self._server = ActionServer(
             node, Query, '~/query', execute_callback=self._on_query,
             cancel_callback=self._on_cancel, callback_group=group,
-            result_timeout=parameters.node.result_timeout_s)
+            result_timeout=parameters.node.result_timeout_s, **ACTION_SERVER)
         self._timer = steady_timer(node, parameters.node.feedback_period_s, self._send_feedback)
         self._timer.cancel()
 
@@ -60,6 +61,10 @@ class Questions:
     def active(self) -> int:
         """Questions whose response or result has not been sent yet."""
         return self._active
+
+    def set_feedback_period(self, period_s: float) -> None:
+        """Collect text for this long from now on."""
+        set_period(self._timer, period_s)
 
     def close(self) -> None:
         """Destroy the action server (a node does not do it)."""

@@ -28,10 +28,14 @@ class FrameSampler:
     """Takes about `sample_fps` frames per second of one camera."""
 
     def __init__(self, sample_fps: float) -> None:
-        if not sample_fps > 0:
-            raise ConfigError(f'sample_fps must be above 0, got {sample_fps!r}')
-        self._period_ns = NS_PER_S / sample_fps
+        self._period_ns = _period_ns(sample_fps)
         self.reset()
+
+    def change(self, sample_fps: float) -> None:
+        """Take so many from now on; the grid begins anew at the last frame seen."""
+        self._period_ns = _period_ns(sample_fps)
+        if self._first_ns is not None:
+            self._first_ns, self._slot = self._last_ns, 1
 
     def reset(self) -> None:
         """Forget everything; the next frame starts a new grid and is accepted."""
@@ -57,3 +61,9 @@ class FrameSampler:
             return False
         self._slot = max(self._slot, int(elapsed_ns // self._period_ns)) + 1
         return True
+
+
+def _period_ns(sample_fps: float) -> float:
+    if not sample_fps > 0:
+        raise ConfigError(f'sample_fps must be above 0, got {sample_fps!r}')
+    return NS_PER_S / sample_fps

@@ -17,7 +17,9 @@ temporal patches of two frames; an odd last frame becomes a patch of one and the
 as the stock processor does.
 
 Epochs: header stamps go back when a bag loops or a simulation restarts. Going back by at most
-`back_jump_s` is disorder (the frame is rejected); by more, a new epoch for all cameras.
+`back_jump_s` is disorder (the frame is rejected); by more, a new epoch for all cameras. Who knows
+of the clock behind the stamps says when it goes back (`jump`): then there is no doubt, however
+little it is.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from tww_ros.video.scene import SceneCut
 
 CLOSED_BY = ('time', 'scene', 'question', 'resolution', 'epoch', 'idle', 'flush')
 TEMPORAL_PATCH_SIZE = 2
+# A stamp may be so much ahead of what is known of its clock, which ticks.
+AHEAD_NS = 100_000_000
 
 
 class SegmentKey(NamedTuple):
@@ -180,9 +184,7 @@ class EpochClock:
             if last_ns - stamp_ns <= self._back_jump_ns:
                 return 'late'
             verdict = 'new_epoch'
-            self.epoch += 1
-            self.t0_ns = None
-            self._last_of_old_epoch_ns, self._last_ns = self._last_ns, {}
+            self._begin_epoch()
         elif last_ns is None and self._is_straggler(camera, stamp_ns):
             return 'late'
         if self.t0_ns is None:
@@ -191,15 +193,33 @@ class EpochClock:
         self._newest_ns = max(self._newest_ns, stamp_ns)
         return verdict
 
+    def jump(self, now_ns: int) -> bool:
+        """The clock behind the stamps went back to now_ns; whether a new epoch begins by it.
+
+        Not when the stamps have gone back already, nor before the first frame.
+        """
+        if self.t0_ns is None or self._newest_ns - now_ns <= AHEAD_NS:
+            return False
+        self._begin_epoch()
+        return True
+
     def seconds(self, stamp_ns: int) -> float:
         """Seconds since the epoch began; 0 for another camera's stamp from just before it."""
         return 0.0 if self.t0_ns is None else max(0, stamp_ns - self.t0_ns) / NS_PER_S
+
+    def _begin_epoch(self) -> None:
+        self.epoch += 1
+        self.t0_ns = None
+        self._last_of_old_epoch_ns, self._last_ns = self._last_ns, {}
 
     def _is_straggler(self, camera: str, stamp_ns: int) -> bool:
         # When a bag loops, the first camera that jumps back starts the new epoch while the other
         # one's last frames are still under way. Taken at face value, such a frame would make that
         # camera's own jump start one more epoch.
         old_ns = self._last_of_old_epoch_ns.get(camera)
+        if old_ns is not None and self.t0_ns is None:
+            # The clock has gone back, and no stamp yet.
+            return 0 < stamp_ns - old_ns <= self._back_jump_ns
         return (old_ns is not None and abs(stamp_ns - old_ns) <= self._back_jump_ns
                 and stamp_ns - self._newest_ns > self._back_jump_ns)
 
@@ -220,6 +240,7 @@ class FrameIntake:
         self.segmenters: dict[str, Segmenter] = {}
         self._samplers: dict[str, FrameSampler] = {}
         self._config = config
+        self._sample_fps = config.sample_fps
         self._patch_frames = temporal_patch_size
 
     def add(self, frame: Frame | LateFrame) -> Intake:
@@ -229,11 +250,9 @@ class FrameIntake:
             return Intake('rejected', [])
         events: list[Event] = []
         if order == 'new_epoch':
-            events += self.close('epoch')
-            for sampler in self._samplers.values():
-                sampler.reset()
+            events += self._end_epoch()
         if frame.camera not in self.segmenters:
-            self._samplers[frame.camera] = FrameSampler(self._config.sample_fps)
+            self._samplers[frame.camera] = FrameSampler(self._sample_fps)
             self.segmenters[frame.camera] = Segmenter(
                 frame.camera, self._config.segment_s, self._patch_frames,
                 self._config.segment_min_s if self._config.segment_by == 'scene' else None)
@@ -245,6 +264,21 @@ class FrameIntake:
                 return Intake('rejected', events)
         events += self.segmenters[frame.camera].add(frame, self.clock.epoch)
         return Intake('watched', events)
+
+    def jump(self, now_ns: int) -> list[Event]:
+        """The clock behind the stamps went back to now_ns."""
+        return self._end_epoch() if self.clock.jump(now_ns) else []
+
+    def set_sample_fps(self, sample_fps: float) -> None:
+        """Watch so many frames per second of each camera from now on."""
+        self._sample_fps = sample_fps
+        for sampler in self._samplers.values():
+            sampler.change(sample_fps)
+
+    def _end_epoch(self) -> list[Event]:
+        for sampler in self._samplers.values():
+            sampler.reset()
+        return self.close('epoch')
 
     def close(self, closed_by: str, camera: str | None = None) -> list[Event]:
         """Close the open segments of all cameras (or of one), the one opened first going first."""
