@@ -23,6 +23,7 @@ answer) it takes the one that reads most a second. Without a table everything go
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -70,8 +71,8 @@ class Scheduler:
         self._passed = 0
         self._owed = 0.0
         self._decoded = False
-        self._steps = 0
-        self._served: WeakKeyDictionary[Work, int] = WeakKeyDictionary()
+        self._turns = itertools.count()
+        self._turn_of: WeakKeyDictionary[Work, int] = WeakKeyDictionary()
         self._beside_s = 0.0
 
     def describe(self) -> str:
@@ -92,7 +93,6 @@ class Scheduler:
         if self._config.deterministic:
             first = next((w for w in (*answers, reading, note) if w is not None and w.rows), None)
             return [] if first is None else [(first, first.take(self._chunk))]
-        self._steps += 1
         decoding = self._in_turn([answer for answer in answers if answer.rows == 1])
         rest = [answer for answer in answers if answer.rows > 1]
         rest += [reading] if reading.rows else []
@@ -105,8 +105,8 @@ class Scheduler:
             decoding, rest = ([], rest) if self._decoded else (decoding, [])
         self._decoded = bool(decoding)
         step = [(work, work.take(1)) for work in decoding] + self._share(rows, rest, reading)
-        for work, _ in step:
-            self._served[work] = self._steps
+        for work in decoding:
+            self._turn_of[work] = next(self._turns)
         self._passed = (self._passed + 1 if note is not None
                         and all(work is not note for work, _ in step) else 0)
         return step
@@ -118,10 +118,11 @@ class Scheduler:
             self._beside_s += LEARNING * (beside_s - self._beside_s)
 
     def _in_turn(self, decoding: list[Work]) -> list[Work]:
-        """Those that had no token for longest first; the oldest question of several."""
+        """Those that had no token for longest first."""
         for work in decoding:
-            self._served.setdefault(work, self._steps)
-        return sorted(decoding, key=self._served.__getitem__)
+            if work not in self._turn_of:
+                self._turn_of[work] = next(self._turns)
+        return sorted(decoding, key=self._turn_of.__getitem__)
 
     def _together(self, count: int) -> int:
         """How many of so many that decode share a step: the cheapest for each of them."""
@@ -156,10 +157,10 @@ class Scheduler:
                reading: Work) -> list[tuple[Work, list[Span]]]:
         """Give out rows in order, and keep reading's share."""
         if reading in rest and rest[0] is not reading:
-            self._owed = min(self._owed + rows / READING_SHARE, reading.rows)
-        else:
+            self._owed = min(self._owed + rows / READING_SHARE, reading.rows, self._chunk)
+        elif rest:
             self._owed = 0.0
-        kept, taken = int(self._owed), []
+        kept, taken = min(int(self._owed), rows), []
         for work in rest:
             if work is reading:
                 kept = 0

@@ -141,6 +141,9 @@ class ScriptedModel:
             return None
         if prompt[-len(self._tail):] == self._tail:
             return self._likely(self._scripts[block].tokens[0])[None]
+        if not span.view.parts:
+            # Behind nothing there is nothing to say.
+            return self._likely(self._end)[None]
         # A note goes on in its prompt's block; an answer stands in its own, right behind its
         # question's.
         script = self._scripts.get(block) or self._scripts[span.view.parts[-1].block]
