@@ -42,8 +42,9 @@ from tww_ros.evaluation.runner import OFFLINE, PATIENCE_S
 from tww_ros.memory.block import KVBlock
 from tww_ros.memory.quantization import BITS, Block, QuantScheme, quantize
 from tww_ros.memory.view import Part, View
-from tww_ros.model.attention import BACKENDS, SpanPlan, Turn, attend_grouped
+from tww_ros.model.attention import choose_backend
 from tww_ros.model.language_model import VideoLanguageModel
+from tww_ros.model.planning import StepPlan, plan_step
 from tww_ros.model.positions import MRope, rotate
 from tww_ros.model.run import Span, TokenRun
 from tww_ros.types import NS_PER_S
@@ -231,25 +232,32 @@ def attention_errors(study: Study, versions: Mapping[str, Blocks]) -> dict[str, 
     squares = dict.fromkeys(versions, 0.0)
     total = 0.0
 
-    def attend(span: SpanPlan, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
+    model = study.model
+    exact = choose_backend('grouped', model.block_shape,
+                           model.hf.config.text_config.num_attention_heads)
+    rope = MRope(model.hf.config.text_config, model.device)
+    plans = {label: plan_step([_question(study, one, blocks) for one in study.asked[:ERRORS_OF]],
+                              rope, model.dtype, model.device, exact)
+             for label, blocks in versions.items()}
+
+    def attend(plan: StepPlan, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
         nonlocal total
-        right = attend_grouped(span, query, layer, scaling)                    # [H, T, D]
+        right = exact(plan, query, layer, scaling)                             # [N, H, D]
         total += float(right.square().sum())
-        for label, blocks in versions.items():
-            turns = [Turn(turn.query_table, [(blocks.get(id(block), block), length)
-                                             for block, length in turn.blocks])
-                     for turn in span.turns]
-            wrong = attend_grouped(replace(span, turns=turns), query, layer, scaling)
+        for label, other in plans.items():
+            for ours, theirs in zip(plan.spans, other.spans, strict=True):
+                block, last = ours.span.block, len(ours.span.run)
+                theirs.span.block.write(layer, block.layer_keys(layer, last),
+                                        block.layer_values(layer, last))
+            wrong = exact(other, query, layer, scaling)
             squares[label] += float((wrong - right).square().sum())
         return right
 
-    BACKENDS['measured'] = attend
     try:
-        study.model.set_attention('measured')
-        study.model.step([_question(study, one, {}) for one in study.asked[:ERRORS_OF]])
+        model.set_attention(attend)
+        model.step([_question(study, one, {}) for one in study.asked[:ERRORS_OF]])
     finally:
-        study.model.set_attention('auto')
-        del BACKENDS['measured']
+        model.set_attention('fixed')
     return {label: (square / total) ** 0.5 for label, square in squares.items()}
 
 

@@ -219,7 +219,10 @@ class StepConfig(_Checked):
     read_ahead_patches: int = setting(
         16, 'encoded temporal patches waiting to be read; when full the watcher waits',
         low=1, high=10_000)
-    attention: str = setting('auto', 'attention backend', choices=('auto', 'eager', 'grouped'))
+    attention: str = setting(
+        'auto', 'attention backend; auto: the quickest here, timed at the start (with '
+                'step.deterministic one that is not timed)',
+        choices=('auto', 'eager', 'grouped', 'fused'))
     cpu_threads: int = setting(0, 'on the CPU: torch threads of the watcher and of the reasoner, '
                                   'each; 0 = half of the cores', low=0, high=1_024)
     deterministic: bool = setting(

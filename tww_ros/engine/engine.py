@@ -72,7 +72,10 @@ class Engine:
         """
         self.model = model
         self.config = config or EngineConfig.from_flat(model.settings)
-        model.set_attention(self.config.step.attention)
+        step = self.config.step
+        # What is quickest may differ from one start to the next.
+        model.set_attention('fixed' if step.deterministic and step.attention == 'auto' else
+                            step.attention)
         identity = identity_of(model)
         self._bank: MemoryBank | None = None
         self._archive = open_archive(model, self.config.memory, identity, self._went)

@@ -1,7 +1,8 @@
 """Quantized KV blocks: 8, 4, 3 or 2 bits a number, packed, with one scale for every 32 channels.
 
 In: a sealed `KVBlock`. Out: a `QuantizedBlock`, which never changes and is read like the block it
-came from, one layer at a time; only what is read is ever there in full precision.
+came from, one layer at a time; only what is read is ever there in full precision. Attention reads
+it some tokens at a time, and without turning it back (`turned_keys`).
 
     codes    uint8 [2, L, H, T, D · bits / 8]     2: keys, values
     scales   uint8 [2, L, H, C, ⌈T / 2⌉]          two 4-bit numbers n a byte: unit · 2^(−n/4)
@@ -123,21 +124,35 @@ class QuantizedBlock:
         return cls(shape, start, end, *(state[name].to(shape.device)
                                         for name in ('codes', 'scales', 'units')))
 
+    def turned_keys(self, layer: int, first: int, last: int) -> torch.Tensor:
+        """Keys of tokens `first` to `last` of one layer, [H, n, D], each group still turned.
+
+        Who multiplies them with a query turned by `turn` gets the same products for less.
+        """
+        return self._turned(0, layer, first, last).to(self.shape.dtype)
+
+    def turned_values(self, layer: int, first: int, last: int) -> torch.Tensor:
+        """Values likewise; `turn_back` makes sums of them right."""
+        return self._turned(1, layer, first, last).to(self.shape.dtype)
+
     def _read(self, which: int, layer: int, length: int) -> torch.Tensor:
+        return turn_back(self._turned(which, layer, 0, length)).to(self.shape.dtype)
+
+    def _turned(self, which: int, layer: int, start: int, end: int) -> torch.Tensor:
         device, head_dim = self.codes.device, self.shape.head_dim
-        packed = self.codes[which, layer, :, :length]                          # [H, n, D·bits/8]
+        packed = self.codes[which, layer, :, start:end]                        # [H, n, D·bits/8]
         turned, first = None, 0
         for width, table in _tables(self.bits, device):
             last = first + head_dim * width // 8
             plane = embedding(packed[..., first:last].int(), table).flatten(2)  # [H, n, D]
             turned = plane if turned is None else turned.mul_(plane)
             first = last
-        numbers = self.scales[which, layer].int()                              # [H, C, ⌈T/2⌉]
-        steps = embedding(numbers, _scale_table(device)).flatten(2)[..., :length]  # [H, C, n]
+        numbers = self.scales[which, layer, :, :, start // 2:(end + 1) // 2].int()
+        steps = embedding(numbers, _scale_table(device)).flatten(2)            # [H, C, n or more]
+        steps = steps[..., start % 2:start % 2 + end - start]                  # [H, C, n]
         scale = steps * self.units[which, layer, :, None, None]
-        groups = scale.shape[1]
-        turned = turned.unflatten(2, (groups, -1)) * scale.transpose(1, 2)[..., None]
-        return (turned @ _turn(head_dim // groups, device).T).flatten(2).to(self.shape.dtype)
+        turned = turned.unflatten(2, (scale.shape[1], -1)) * scale.transpose(1, 2)[..., None]
+        return turned.flatten(2)
 
 
 # What attention reads: the same verbs, in full precision or quantized.
@@ -160,10 +175,26 @@ def quantize(block: KVBlock, scheme: QuantScheme) -> QuantizedBlock:
                           *(torch.stack(parts, dim=1) for parts in zip(*made, strict=True)))
 
 
+def turn(x: torch.Tensor) -> torch.Tensor:
+    """[..., D] in the basis in which blocks are quantized; products of two such are the same."""
+    return _in_groups(x, turned=True)
+
+
+def turn_back(x: torch.Tensor) -> torch.Tensor:
+    """[..., D] out of that basis."""
+    return _in_groups(x, turned=False)
+
+
+def _in_groups(x: torch.Tensor, *, turned: bool) -> torch.Tensor:
+    size = math.gcd(x.shape[-1], GROUP)
+    matrix = _turn(size, x.device).to(x.dtype)
+    return (x.unflatten(-1, (-1, size)) @ (matrix if turned else matrix.T)).flatten(-2)
+
+
 def _encode(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, scales and units of one layer's [2, H, T, D] float32."""
     size = math.gcd(x.shape[-1], GROUP)
-    turned = x.unflatten(3, (-1, size)) @ _turn(size, x.device)                # [2, H, T, C, 32]
+    turned = turn(x).unflatten(3, (-1, size))                                  # [2, H, T, C, 32]
     bounds, levels = _levels(bits, x.device)
     largest = turned.abs().amax((2, 3, 4), keepdim=True) / levels[-1]
     # bfloat16 may round down by 2^-8, and the largest number must stay within reach.

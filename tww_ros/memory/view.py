@@ -53,7 +53,7 @@ class View:
     next_source: int
     next_target: int
     # What a model has worked out about it, for the next step.
-    memo: dict = field(default_factory=dict, compare=False, repr=False)
+    memo: dict = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:

@@ -1,18 +1,15 @@
 """Attention over views: the function that transformers calls in every layer of a packed step.
 
 In: un-rotated queries, keys and values of all spans of the step, [1, heads, N, D], and the step's
-plan. Each span writes its rotated keys and values behind its own block, then attends to its view
-(parts of other blocks, each with its own shift) and causally to its own block. Out: [1, N, heads,
-D]. Spans never see each other except through a view that names the other's block.
+plan (`model.planning`). Every span's rotated keys and values are written behind its own block,
+then a backend (`model.attending`) attends, each span to its view and causally to its own block.
+Out: [1, N, heads, D]. Spans never see each other except through a view that names the other's
+block.
 
-    letters   N tokens of the step   T tokens of one span   K keys of one view
-              H query heads          G = H / key-value heads
-
-Backends: `eager` expands keys and builds the whole [T, K] mask, the readable reference. `grouped`
-multiplies the G queries that share a key-value head at once, part by part: keys and values are
-never concatenated, expanded or copied; only the scores are put side by side for one softmax.
-Both read one part in one layer at a time, so of a view with quantized parts no more than that is
-ever held in full precision.
+Which backend: the one that is told; `fixed`, the one that is best by what is known beforehand; or
+`auto`, the quickest here: each is timed once for a device, a dtype and a shape, short and long
+spans apart, and one line is logged. Backends round differently, so a run that must come out the
+same again takes `fixed`.
 
 Registered under the name 'tww' with `AttentionInterface` and `AttentionMaskInterface`; the model
 is not changed.
@@ -20,58 +17,28 @@ is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import logging
+import time
+from collections.abc import Mapping
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tww_ros.memory.block import KVBlock
-from tww_ros.memory.quantization import Block
-from tww_ros.memory.retrieval import KeySummary, QueryTap
-from tww_ros.model.positions import rotate
+from tww_ros.errors import ConfigError
+from tww_ros.memory.block import BlockShape
+from tww_ros.model.attending import Partial, attend_eager, fused, grouped, unit_by_unit
+from tww_ros.model.planning import Attend, StepPlan
+from tww_ros.model.positions import rotate_signed
 
 NAME = 'tww'
-Table = tuple[torch.Tensor, torch.Tensor]
+BACKENDS = ('eager', 'grouped', 'fused')
+# What is timed: one token, and a chunk of reading, over blocks of so many tokens.
+TIMED_ROWS = {'short': 1, 'long': 64}
+TIMED_BLOCKS = (24, 256, 1_024)
+REPEATS = 5
 
-
-@dataclass
-class Turn:
-    """Parts that share one shift, and their query rotation; `blocks` as (block, tokens seen)."""
-
-    query_table: Table
-    blocks: list[tuple[Block, int]]
-
-
-@dataclass
-class SpanPlan:
-    """Where one span's tokens lie in the step, how they are rotated, and what they attend to.
-
-    The last block of the last turn is the span's own, seen up to and with the span's own tokens.
-    mass: float32 [parts + 1], attention mass of the span's last token per part (own block last),
-    summed over layers; None when nobody asks. part_of_key: int64 [K], the part of each key in turn
-    order. summary collects un-rotated keys of the tokens `visual` (bool [T]), queries un-rotated
-    queries.
-    """
-
-    first: int
-    last: int
-    block: KVBlock
-    key_table: Table
-    turns: list[Turn]
-    mass: torch.Tensor | None = None
-    part_of_key: torch.Tensor | None = None
-    visual: torch.Tensor | None = None
-    summary: KeySummary | None = None
-    queries: QueryTap | None = None
-
-
-@dataclass
-class StepPlan:
-    """All spans of one packed step, and the backend that attends."""
-
-    spans: list[SpanPlan]
-    attend: Callable[[SpanPlan, torch.Tensor, int, float], torch.Tensor]
+logger = logging.getLogger(__name__)
 
 
 def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
@@ -82,95 +49,81 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
     if tww_step is None:
         raise RuntimeError('the language model was called outside a packed step; use '
                            'VideoLanguageModel.step(), or stock_attention() for the stock forward')
-    layer = module.layer_idx
-    for span in tww_step.spans:
-        part = slice(span.first, span.last)
-        span.block.write(layer, rotate(key[0, :, part], *span.key_table), value[0, :, part])
-        if span.visual is not None and layer in span.summary.layers:
-            span.summary.add(layer, key[0, :, part][:, span.visual])
+    layer, plan = module.layer_idx, tww_step
+    rotated = rotate_signed(key[0], *plan.key_table)                           # [h, N, D]
+    for place in plan.spans:
+        span, own = place.span, slice(place.first, place.last)
+        span.block.write(layer, rotated[:, own], value[0, :, own])
+        if place.visual is not None and layer in span.summary.layers:
+            span.summary.add(layer, key[0, :, own][:, place.visual])
         if span.queries is not None:
-            span.queries.add(layer, query[0, :, part])
-    output = torch.empty_like(query.transpose(1, 2))                           # [1, N, H, D]
-    for span in tww_step.spans:
-        attended = tww_step.attend(span, query[0, :, span.first:span.last], layer, scaling)
-        output[0, span.first:span.last] = attended.transpose(0, 1)
-    return output, None
+            span.queries.add(layer, query[0, :, own])
+    return plan.attend(plan, query[0], layer, scaling)[None], None
 
 
-def attend_eager(span: SpanPlan, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
-    """Reference: all scores, one explicit lower-right causal mask, one softmax.
+def choose_backend(name: str, shape: BlockShape, heads: int) -> Attend:
+    """The backend by its name: one of `BACKENDS`, 'fixed' or 'auto'.
 
-    [H, T, D] → [H, T, D].
+    Raises ConfigError for one that does not work here.
     """
-    heads, tokens, _ = query.shape
-    group = heads // span.block.shape.kv_heads
-    scores = []
-    for turn in span.turns:
-        rotated = rotate(query, *turn.query_table)                             # [H, T, D]
-        for block, length in turn.blocks:
-            keys = block.layer_keys(layer, length).repeat_interleave(group, dim=0)  # [H, n, D]
-            scores.append(rotated @ keys.transpose(1, 2) * scaling)            # [H, T, n]
-    joined = torch.cat(scores, dim=-1)                                         # [H, T, K]
-    total = joined.shape[-1]
-    own = torch.arange(total - tokens, total, device=query.device)             # [T] own keys
-    hidden = torch.arange(total, device=query.device)[None, :] > own[:, None]  # [T, K]
-    joined = joined.masked_fill(hidden, float('-inf'))
-    weights = joined.softmax(dim=-1, dtype=torch.promote_types(joined.dtype, torch.float32))
-    _add_mass(span, weights[:, -1])
-    weights = weights.to(query.dtype)
-    output, offset = torch.zeros_like(query), 0                                # [H, T, D]
-    for turn in span.turns:
-        for block, length in turn.blocks:
-            values = block.layer_values(layer, length).repeat_interleave(group, dim=0)  # [H, n, D]
-            output += weights[..., offset:offset + length] @ values
-            offset += length
-    return output
+    if name == 'eager':
+        return attend_eager
+    if name == 'fused':
+        partial = fused(shape.device, shape.dtype)
+        return unit_by_unit(partial, partial)
+    partials = _partials(shape)
+    if name == 'auto':
+        return unit_by_unit(*(partials[chosen] for chosen in _quickest(shape, heads)))
+    if name == 'fixed':
+        name = 'fused' if 'fused' in partials else 'grouped'
+    if name not in partials:
+        raise ConfigError(f'attention backend: expected auto, fixed or one of '
+                          f'{", ".join(BACKENDS)}, got {name!r}')
+    return unit_by_unit(partials[name], partials[name])
 
 
-def attend_grouped(span: SpanPlan, query: torch.Tensor, layer: int,
-                   scaling: float) -> torch.Tensor:
-    """Grouped-query matmuls over the parts as they lie in memory. [H, T, D] → [H, T, D]."""
-    heads, tokens, head_dim = query.shape
-    kv_heads = span.block.shape.kv_heads
-    group = heads // kv_heads
-    query = query * scaling
-    scores = []
-    for turn in span.turns:
-        rotated = rotate(query, *turn.query_table).reshape(kv_heads, group * tokens, head_dim)
-        scores += [rotated @ block.layer_keys(layer, length).transpose(1, 2)   # [Hkv, G·T, n]
-                   for block, length in turn.blocks]
-    if tokens > 1:
-        # Only the span's own tokens, the last T keys of the last part, can lie in a query's
-        # future.
-        own = scores[-1].view(kv_heads, group, tokens, -1)[..., -tokens:]      # [Hkv, G, T, T]
-        future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
-        own.masked_fill_(future, float('-inf'))
-    joined = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]       # [Hkv, G·T, K]
-    weights = joined.softmax(dim=-1, dtype=torch.promote_types(joined.dtype, torch.float32))
-    if span.mass is not None:
-        _add_mass(span, weights.view(heads, tokens, -1)[:, -1])
-    weights = weights.to(query.dtype)
-    output, offset = None, 0
-    for turn in span.turns:
-        for block, length in turn.blocks:
-            share = weights[..., offset:offset + length] @ block.layer_values(layer, length)
-            output = share if output is None else output.add_(share)           # [Hkv, G·T, D]
-            offset += length
-    return output.view(heads, tokens, head_dim)
+def _partials(shape: BlockShape) -> Mapping[str, Partial]:
+    """What works here, by name."""
+    try:
+        return {'grouped': grouped, 'fused': fused(shape.device, shape.dtype)}
+    except ConfigError:
+        return {'grouped': grouped}
 
 
-BACKENDS = {'eager': attend_eager, 'grouped': attend_grouped}
+@functools.cache
+def _quickest(shape: BlockShape, heads: int) -> tuple[str, str]:
+    """Names of the backends for short and long spans, timed; logged once."""
+    partials, chosen, told = _partials(shape), [], []
+    for kind, rows in TIMED_ROWS.items():
+        took_ms = {name: 1e3 * _seconds(partial, shape, heads, rows)
+                   for name, partial in partials.items()}
+        best = min(took_ms, key=took_ms.get)
+        chosen.append(best)
+        others = ', '.join(f'{name} {ms:.2f}' for name, ms in took_ms.items() if name != best)
+        told.append(f'{kind} spans {best} {took_ms[best]:.2f} ms'
+                    f'{f" ({others})" if others else ""}')
+    logger.info('attention on %s, %s: %s', shape.device, shape.dtype, ', '.join(told))
+    return chosen[0], chosen[1]
 
 
-def choose_backend(name: str) -> Callable[[SpanPlan, torch.Tensor, int, float], torch.Tensor]:
-    """The backend by its name; 'auto' takes `grouped`, which is right and quick everywhere."""
-    return BACKENDS['grouped' if name == 'auto' else name]
-
-
-def _add_mass(span: SpanPlan, weights: torch.Tensor) -> None:
-    """Add the last token's attention weights [H, K], averaged over heads, to its parts."""
-    if span.mass is not None:
-        span.mass.index_add_(0, span.part_of_key, weights.mean(dim=0).to(span.mass.dtype))
+@torch.inference_mode()
+def _seconds(partial: Partial, shape: BlockShape, heads: int, rows: int) -> float:
+    """Of one layer over some blocks: the best of a few."""
+    options = {'dtype': shape.dtype, 'device': shape.device}
+    query = torch.randn(shape.kv_heads, rows, heads // shape.kv_heads, shape.head_dim, **options)
+    blocks = [torch.randn(shape.kv_heads, tokens, shape.head_dim, **options)
+              for tokens in TIMED_BLOCKS]
+    best = float('inf')
+    for _ in range(1 + REPEATS):
+        if shape.device.type == 'cuda':
+            torch.cuda.synchronize(shape.device)
+        start = time.perf_counter()
+        for block in blocks:
+            partial(query, block, block, 1.0, False)
+        if shape.device.type == 'cuda':
+            torch.cuda.synchronize(shape.device)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def _no_mask(*_: object, **__: object) -> None:

@@ -18,6 +18,7 @@ are cheap and memory is not.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -32,37 +33,43 @@ from tww_ros.model.positions import MRope, rotate
 
 # Longer blocks stand by themselves; a page has at most so many blocks.
 LONGEST_TOKENS = 48
-MOST_PARTS = 64
-# One block in so many begins a page.
-SPACING = 16
+MOST_PARTS = 128
+# One block in so many begins a page: the larger pages are, the fewer products, and the more has to
+# be copied when a note comes.
+SPACING = 64
 CACHE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """Keys and values [L, H, n, D] of several blocks, read like one."""
+    """Keys and values of several blocks of `lengths` tokens, read like one: [H, n, D] by layer."""
 
-    shape: BlockShape
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+    lengths: tuple[int, ...]
 
     @property
     def length(self) -> int:
         """Tokens in it."""
-        return self.keys.shape[2]
+        return sum(self.lengths)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        return self.keys.nbytes + self.values.nbytes
+        return sum(part.nbytes for part in (*self.keys, *self.values))
+
+    @functools.cached_property
+    def part_of_token(self) -> np.ndarray:
+        """int64 [n]: which of its blocks each token is of."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     def layer_keys(self, layer: int, length: int) -> torch.Tensor:
         """Keys of the first tokens of one layer, [H, length, D]: no copy."""
-        return self.keys[layer, :, :length]
+        return self.keys[layer][:, :length]
 
     def layer_values(self, layer: int, length: int) -> torch.Tensor:
         """Values of the first tokens of one layer, [H, length, D]: no copy."""
-        return self.values[layer, :, :length]
+        return self.values[layer][:, :length]
 
 
 _Key = tuple[tuple[int, int, int], ...]
@@ -122,12 +129,12 @@ class Pages:
     def _make(self, run: list[Part]) -> Page:
         self.made += 1
         moved = [part.shift - run[0].shift for part in run]
-        length = sum(part.length for part in run)
+        lengths = tuple(part.length for part in run)
         keys = torch.cat([part.block.keys[:, :, :part.length] for part in run], dim=2)
-        deltas = np.repeat(np.array(moved, dtype=np.int64), [part.length for part in run])
-        table = self._rope.table(np.broadcast_to(deltas, (3, length)), self._shape.dtype)
+        deltas = np.repeat(np.array(moved, dtype=np.int64), lengths)
+        table = self._rope.table(np.broadcast_to(deltas, (3, len(deltas))), self._shape.dtype)
         values = torch.cat([part.block.values[:, :, :part.length] for part in run], dim=2)
-        return Page(self._shape, rotate(keys, *table), values)
+        return Page(rotate(keys, *table).unbind(), values.unbind(), lengths)
 
 
 def _may_join(part: Part) -> bool:

@@ -27,10 +27,11 @@ from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneratio
 
 from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.view import Part, Scheme, View
-from tww_ros.model.attention import NAME, SpanPlan, StepPlan, Turn, choose_backend
+from tww_ros.model.attention import NAME, choose_backend
 from tww_ros.model.codec import TextCodec
 from tww_ros.model.costs import StepCosts, measure_costs
 from tww_ros.model.joining import Pages
+from tww_ros.model.planning import Attend, plan_step
 from tww_ros.model.positions import MRope
 from tww_ros.model.prompts import PromptStyle
 from tww_ros.model.run import Span, VisionTokens
@@ -38,8 +39,9 @@ from tww_ros.video.pixels import Pixels
 
 # Of each tensor, that a fingerprint looks at.
 FINGERPRINT_NUMBERS = 256
-# Fewer parts are not worth joining.
-LEAST_PARTS = 12
+# Fewer parts are not worth joining, nor are parts with more bytes in a token.
+LEAST_PARTS = 4
+MOST_TOKEN_BYTES = 32 << 10
 
 
 class VideoLanguageModel:
@@ -75,15 +77,17 @@ class VideoLanguageModel:
         self.answer_ends = self._mark_ids(style.answer_ends)
         self._rope = MRope(text, self.device)
         self._pages = (Pages(self._rope, self.block_shape) if self.device.type == 'cpu'
-                       else None)
+                       and self.block_shape.token_bytes <= MOST_TOKEN_BYTES else None)
         self._language_model = model.model.language_model
         self._embed = self._language_model.embed_tokens
-        self.set_attention('auto')
+        self._heads = text.num_attention_heads
+        self.set_attention('fixed')
         text._attn_implementation = NAME
 
-    def set_attention(self, backend: str) -> None:
-        """Take another attention backend: 'auto', 'eager' or 'grouped'."""
-        self._attend = choose_backend(backend)
+    def set_attention(self, backend: str | Attend) -> None:
+        """Take another attention backend: see `attention.choose_backend`; or a function."""
+        self._attend = (choose_backend(backend, self.block_shape, self._heads)
+                        if isinstance(backend, str) else backend)
 
     def describe(self) -> str:
         """One line for logs and status."""
@@ -155,7 +159,7 @@ class VideoLanguageModel:
         ids = torch.tensor([i for span in spans for i in span.run.ids], device=self.device)  # [N]
         embeds = self._embed(ids)                                               # [N, E]
         visual, deepstack = self._visual(spans, embeds)
-        plan = StepPlan(self._plan(spans), self._attend)
+        plan = plan_step(spans, self._rope, self.dtype, self.device, self._attend, self._parts)
         hidden = self._language_model(
             inputs_embeds=embeds[None],
             # All-zero positions make the built-in rotation the identity; ours is in the attention
@@ -175,6 +179,7 @@ class VideoLanguageModel:
             span.block.commit(len(span.run), span.run.end)
             if span.summary is not None:
                 span.summary.commit()
+        plan.add_mass()
         return [part if len(part) else None for part in logits.split(counts)]
 
     def _visual(self, spans: Sequence[Span], embeds: torch.Tensor
@@ -192,36 +197,6 @@ class VideoLanguageModel:
         embeds[visual] = torch.cat([run.tokens for run in seen])
         levels = [torch.cat(level) for level in zip(*(run.deepstack for run in seen), strict=True)]
         return visual[None], levels
-
-    def _plan(self, spans: Sequence[Span]) -> list[SpanPlan]:
-        """Where each span lies, and the rotations of its keys and, per shift, of its queries."""
-        plans, first = [], 0
-        for span in spans:
-            count = len(span.run)
-            span.block.reserve(count)
-            own = self._rope.table(span.run.positions, self.dtype)
-            turns: list[Turn] = []
-            shift = None
-            for part in self._parts(span.view):
-                if part.shift != shift:
-                    shift = part.shift
-                    table = own if shift == 0 else self._rope.table(span.run.positions - shift,
-                                                                    self.dtype)
-                    turns.append(Turn(table, []))
-                turns[-1].blocks.append((part.block, part.length))
-            if shift != 0:
-                turns.append(Turn(own, []))
-            turns[-1].blocks.append((span.block, span.block.length + count))
-            plan = SpanPlan(first, first + count, span.block, own, turns, span.mass,
-                            summary=span.summary, queries=span.queries)
-            if span.summary is not None and span.run.visual is not None:
-                plan.visual = torch.from_numpy(span.run.visual).to(self.device)
-            if span.mass is not None:
-                lengths = [*(part.length for part in span.view.parts), span.block.length + count]
-                plan.part_of_key = torch.repeat_interleave(torch.tensor(lengths)).to(self.device)
-            plans.append(plan)
-            first += count
-        return plans
 
     def _parts(self, view: View) -> Sequence[Part]:
         """What is attended to, in as few parts as may be; worked out once for each view."""
