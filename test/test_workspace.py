@@ -36,7 +36,7 @@ ROSDEP_KEYS = {
 NOT_IN_ROSDEP = {'accelerate', 'av', 'bitsandbytes', 'peft', 'safetensors', 'tokenizers'}
 # A layer may import from its own and those before it.
 LAYERS = (('types', 'config', 'errors'), ('video', 'memory'), ('model',), ('engine',),
-          ('node', 'replay', 'world', 'evaluation', 'training'), ('cli', 'doctor'))
+          ('node', 'replay', 'world', 'evaluation', 'training'), ('cli', 'client', 'doctor'))
 
 built = pytest.mark.skipif(shutil.which('tww_node') is None,
                            reason='needs the built workspace: run through scripts/test')

@@ -5,66 +5,85 @@
         print(client.ask('What is on the table?').text)
         for text in client.query('And now?', session='a'):
             print(text, end='', flush=True)
+        if client.choose('Is the door open?', Door) is Door.OPEN: …
+        client.watch('Tell me when the red cup is gone.', timeout_s=600).result()
 
 It returns the same records and raises the same errors as the engine does in one process. It spins
 its own node in a thread of its own context, so it can be used beside any other ROS code and from
-several threads. Every call has a time limit.
+several threads. Every call has a time limit, and a twin for asyncio whose name ends in `_async`:
+
+    answer = await client.ask_async('What is on the table?')
+    async for text in await client.query_async('And now?'): …
 """
 
 from __future__ import annotations
 
-import queue
+import asyncio
 import threading
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, TypeVar
 
-import rclpy
 from rclpy.action import ActionClient
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import SetBool
 
-from tww_interfaces.action import Query
+from tww_interfaces.action import Query, Watch
 from tww_interfaces.msg import MemoryStatus, SegmentNote
-from tww_interfaces.srv import Ask, CloseSession, ListSegments
-from tww_ros.errors import AnswerTimeoutError, EngineClosedError, QuestionError
+from tww_interfaces.srv import (
+    Ask,
+    ClearMemory,
+    CloseSession,
+    GetStatus,
+    ListSegments,
+    LoadMemory,
+    SaveMemory,
+)
+from tww_ros.errors import AnswerTimeoutError, EngineClosedError
 from tww_ros.node.conversions import (
     answer_from,
     error_from_code,
     fill_question,
+    fill_watch,
     note_from,
     segment_from,
     to_time,
 )
-from tww_ros.types import Answer, Note, Question, SegmentInfo
+from tww_ros.node.qos import ACTION_CLIENT, MANY
+from tww_ros.node.spinning import SpinningNode
+from tww_ros.node.streams import GRACE_S, REPLY_S, QueryStream, WatchStream
+from tww_ros.node.waiting import shared, wait, wait_async
+from tww_ros.types import Answer, Note, Question, SegmentInfo, WatchQuestion
 
 DISCOVERY_S = 10.0
-# The node keeps the time limit of a question; a client waits this much longer to hear about it.
-GRACE_S = 5.0
 NOTES_KEPT = 1_000
+# Disks may be slow, and memory large.
+MEMORY_S = 120.0
+
+Choice = TypeVar('Choice', bound=Enum)
+# Texts, or an Enum class: see choice_texts().
+Choices = Sequence[str] | type[Enum]
 
 
 class TwwClient:
-    """Blocking calls to the node `node` (its full name). Close it, or use it in `with`."""
+    """Calls to the node `node` (its full name). Close it, or use it in `with`."""
 
     def __init__(self, node: str = '/tww', domain_id: int | None = None) -> None:
-        name = '/' + node.strip('/')
-        self._context = rclpy.Context()
-        # The arguments of the program that uses it are none of its business.
-        rclpy.init(args=[], context=self._context, domain_id=domain_id)
-        # A name of its own, and no /rosout: two clients in one process would share both.
-        self._node = rclpy.create_node(
-            f'tww_client_{uuid.uuid4().hex[:8]}', context=self._context, enable_rosout=False,
-            use_global_arguments=False, start_parameter_services=False)
-        self._target = name
-        self._ask = self._node.create_client(Ask, f'{name}/ask')
-        self._close_session = self._node.create_client(CloseSession, f'{name}/close_session')
-        self._list_segments = self._node.create_client(ListSegments, f'{name}/list_segments')
-        self._enable_ingest = self._node.create_client(SetBool, f'{name}/enable_ingest')
-        self._query = ActionClient(self._node, Query, f'{name}/query')
+        name = self._target = '/' + node.strip('/')
+        self._spinning = SpinningNode('tww_client', domain_id)
+        own = self._spinning.node
+        self._ask, self._close_session, self._list_segments, self._enable_ingest = (
+            own.create_client(kind, f'{name}/{service}', qos_profile=MANY) for kind, service in (
+                (Ask, 'ask'), (CloseSession, 'close_session'), (ListSegments, 'list_segments'),
+                (SetBool, 'enable_ingest')))
+        self._save_memory, self._load_memory, self._clear_memory, self._get_status = (
+            own.create_client(kind, f'{name}/{service}') for kind, service in (
+                (SaveMemory, 'save_memory'), (LoadMemory, 'load_memory'),
+                (ClearMemory, 'clear_memory'), (GetStatus, 'get_status')))
+        self._query = ActionClient(own, Query, f'{name}/query', **ACTION_CLIENT)
+        self._watch = ActionClient(own, Watch, f'{name}/watch', **ACTION_CLIENT)
         self._status: MemoryStatus | None = None
         self._notes: deque[Note] = deque(maxlen=NOTES_KEPT)
         self._changed = threading.Condition()
@@ -72,12 +91,9 @@ class TwwClient:
                              durability=DurabilityPolicy.TRANSIENT_LOCAL)
         kept = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE,
                           durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._node.create_subscription(MemoryStatus, f'{name}/status', self._on_status, latched)
-        self._node.create_subscription(SegmentNote, f'{name}/notes', self._on_note, kept)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, name='tww-client', daemon=True)
-        self._thread.start()
+        own.create_subscription(MemoryStatus, f'{name}/status', self._on_status, latched)
+        own.create_subscription(SegmentNote, f'{name}/notes', self._on_note, kept)
+        self._spinning.start()
 
     def __enter__(self) -> TwwClient:
         return self
@@ -87,39 +103,76 @@ class TwwClient:
 
     def close(self) -> None:
         """Stop spinning and leave ROS. Idempotent."""
-        if not self._thread.is_alive():
-            return
-        rclpy.try_shutdown(context=self._context)
-        self._thread.join(5.0)
-        self._query.destroy()
-        self._executor.shutdown(timeout_sec=1.0)
-        self._node.destroy_node()
+        self._spinning.close(self._query.destroy, self._watch.destroy)
 
     # questions ----------------------------------------------------------------------------------
 
-    def ask(self, question: str | Question, session: str = 'default',
-            choices: Sequence[str] = (), timeout_s: float = 60.0, **options: Any) -> Answer:
+    def ask(self, question: str | Question, session: str = 'default', choices: Choices = (),
+            timeout_s: float = 60.0, **options: Any) -> Answer:
         """Ask and wait. options: further fields of Question (cameras, window, max_new_tokens).
 
-        Raises what the engine raises: QuestionError and its kin, AnswerTimeoutError, ...
+        choices: texts, or an Enum class (see choice_texts). Raises what the engine raises:
+        QuestionError and its kin, AnswerTimeoutError, ...
         """
-        asked = _question(question, session, choices, timeout_s, options)
-        request = Ask.Request()
-        fill_question(request, asked)
-        return _answer(self._call(self._ask, request, asked.timeout_s))
+        return _answer(self._call(*self._asking(question, session, choices, timeout_s, options)))
 
-    def query(self, question: str | Question, session: str = 'default',
-              choices: Sequence[str] = (), timeout_s: float = 60.0,
-              **options: Any) -> QueryStream:
+    async def ask_async(self, question: str | Question, session: str = 'default',
+                        choices: Choices = (), timeout_s: float = 60.0, **options: Any) -> Answer:
+        """As ask()."""
+        return _answer(await self._call_async(
+            *self._asking(question, session, choices, timeout_s, options)))
+
+    def choose(self, question: str, choices: type[Choice], session: str = 'default',
+               timeout_s: float = 60.0, **options: Any) -> Choice:
+        """Ask a question whose answer is a member of an Enum class."""
+        return chosen(self.ask(question, session, choices, timeout_s, **options), choices)
+
+    async def choose_async(self, question: str, choices: type[Choice], session: str = 'default',
+                           timeout_s: float = 60.0, **options: Any) -> Choice:
+        """As choose()."""
+        return chosen(await self.ask_async(question, session, choices, timeout_s, **options),
+                      choices)
+
+    def query(self, question: str | Question, session: str = 'default', choices: Choices = (),
+              timeout_s: float = 60.0, **options: Any) -> QueryStream:
         """Ask and read along: iterate the stream for its text, cancel it, take its result."""
-        asked = _question(question, session, choices, timeout_s, options)
-        goal = Query.Goal()
-        fill_question(goal, asked)
-        if not self._query.wait_for_server(DISCOVERY_S):
-            raise self._absent('query')
-        return QueryStream(self._in_executor, self._query, goal, asked.timeout_s)
+        self._find(self._query)
+        stream = self._querying(question, session, choices, timeout_s, options)
+        stream.start()
+        return stream
 
-    def close_session(self, session: str = 'default', timeout_s: float = 10.0) -> None:
+    async def query_async(self, question: str | Question, session: str = 'default',
+                          choices: Choices = (), timeout_s: float = 60.0,
+                          **options: Any) -> QueryStream:
+        """As query(); `async for` over the stream, `await stream.result_async()`."""
+        await self._find_async(self._query)
+        stream = self._querying(question, session, choices, timeout_s, options)
+        await stream.start_async()
+        return stream
+
+    def watch(self, question: str | WatchQuestion, choices: Choices = (),
+              expected: str | Enum = '', timeout_s: float = 600.0,
+              **options: Any) -> WatchStream:
+        """A standing question: iterate the stream for its checks, take its result when it holds.
+
+        options: further fields of WatchQuestion (cameras, threshold, confirmations). timeout_s 0:
+        watch for ever, and wait for ever.
+        """
+        self._find(self._watch)
+        stream = self._watching(question, choices, expected, timeout_s, options)
+        stream.start()
+        return stream
+
+    async def watch_async(self, question: str | WatchQuestion, choices: Choices = (),
+                          expected: str | Enum = '', timeout_s: float = 600.0,
+                          **options: Any) -> WatchStream:
+        """As watch()."""
+        await self._find_async(self._watch)
+        stream = self._watching(question, choices, expected, timeout_s, options)
+        await stream.start_async()
+        return stream
+
+    def close_session(self, session: str = 'default', timeout_s: float = REPLY_S) -> None:
         """Forget the rounds of a session; UnknownSessionError when there is none."""
         request = CloseSession.Request(session_id=session)
         _check(self._call(self._close_session, request, timeout_s))
@@ -127,7 +180,7 @@ class TwwClient:
     # memory and state ---------------------------------------------------------------------------
 
     def segments(self, cameras: Sequence[str] = (), window: tuple[int, int] | None = None,
-                 limit: int = 0, timeout_s: float = 10.0) -> list[SegmentInfo]:
+                 limit: int = 0, timeout_s: float = REPLY_S) -> list[SegmentInfo]:
         """What is in memory, oldest first."""
         request = ListSegments.Request(cameras=list(cameras), limit=limit)
         if window is not None:
@@ -135,7 +188,37 @@ class TwwClient:
         response = _check(self._call(self._list_segments, request, timeout_s))
         return [segment_from(message) for message in response.segments]
 
-    def enable_ingest(self, enabled: bool, timeout_s: float = 10.0) -> None:
+    def save_memory(self, folder: str, timeout_s: float = MEMORY_S) -> str:
+        """Write all of memory to a new folder of the node's machine; the folder's full path."""
+        request = SaveMemory.Request(folder=folder)
+        return _check(self._call(self._save_memory, request, timeout_s)).folder
+
+    async def save_memory_async(self, folder: str, timeout_s: float = MEMORY_S) -> str:
+        """As save_memory()."""
+        request = SaveMemory.Request(folder=folder)
+        return _check(await self._call_async(self._save_memory, request, timeout_s)).folder
+
+    def load_memory(self, folder: str, timeout_s: float = MEMORY_S) -> int:
+        """Go on with the memory in a folder of the node's machine; how many segments that is."""
+        request = LoadMemory.Request(folder=folder)
+        return _check(self._call(self._load_memory, request, timeout_s)).segments
+
+    async def load_memory_async(self, folder: str, timeout_s: float = MEMORY_S) -> int:
+        """As load_memory()."""
+        request = LoadMemory.Request(folder=folder)
+        return _check(await self._call_async(self._load_memory, request, timeout_s)).segments
+
+    def clear_memory(self, before_ns: int = 0, timeout_s: float = MEMORY_S) -> int:
+        """Forget segments that ended before then, 0 = all; how many that were."""
+        request = ClearMemory.Request(before=to_time(before_ns))
+        return _check(self._call(self._clear_memory, request, timeout_s)).segments
+
+    async def clear_memory_async(self, before_ns: int = 0, timeout_s: float = MEMORY_S) -> int:
+        """As clear_memory()."""
+        request = ClearMemory.Request(before=to_time(before_ns))
+        return _check(await self._call_async(self._clear_memory, request, timeout_s)).segments
+
+    def enable_ingest(self, enabled: bool, timeout_s: float = REPLY_S) -> None:
         """Go on watching, or throw images away."""
         self._call(self._enable_ingest, SetBool.Request(data=enabled), timeout_s)
 
@@ -144,16 +227,29 @@ class TwwClient:
         with self._changed:
             return list(self._notes)
 
+    def get_status(self, timeout_s: float = REPLY_S) -> MemoryStatus:
+        """The status as it is now."""
+        return self._call(self._get_status, GetStatus.Request(), timeout_s).status
+
+    async def get_status_async(self, timeout_s: float = REPLY_S) -> MemoryStatus:
+        """As get_status()."""
+        return (await self._call_async(self._get_status, GetStatus.Request(), timeout_s)).status
+
     def status(self, timeout_s: float = DISCOVERY_S) -> MemoryStatus:
-        """The newest status; waits for the first one."""
+        """The newest status that was published; waits for the first one."""
         return self.wait_for(lambda status: True, timeout_s)
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> MemoryStatus:
-        """Until the model is loaded; EngineClosedError when it cannot be."""
-        status = self.wait_for(lambda status: status.state != MemoryStatus.LOADING, timeout_s)
+        """Until the node is active; EngineClosedError when it cannot become so."""
+        ends = (MemoryStatus.ACTIVE, MemoryStatus.FAILED, MemoryStatus.CLOSED)
+        status = self.wait_for(lambda status: status.state in ends, timeout_s)
         if status.state != MemoryStatus.ACTIVE:
             raise EngineClosedError(f'{self._target}: {status.last_error or "shutting down"}')
         return status
+
+    async def wait_until_ready_async(self, timeout_s: float = 60.0) -> MemoryStatus:
+        """As wait_until_ready()."""
+        return await asyncio.to_thread(self.wait_until_ready, timeout_s)
 
     def wait_for(self, condition: Any, timeout_s: float) -> MemoryStatus:
         """Until condition(status) holds; AnswerTimeoutError with the last status otherwise."""
@@ -170,21 +266,59 @@ class TwwClient:
 
     # inside -------------------------------------------------------------------------------------
 
+    def _asking(self, question: str | Question, session: str, choices: Choices, timeout_s: float,
+                options: dict[str, Any]) -> tuple[Any, Ask.Request, float]:
+        asked = _question(question, session, choices, timeout_s, options)
+        request = Ask.Request()
+        fill_question(request, asked)
+        return self._ask, request, asked.timeout_s
+
+    def _querying(self, question: str | Question, session: str, choices: Choices,
+                  timeout_s: float, options: dict[str, Any]) -> QueryStream:
+        asked = _question(question, session, choices, timeout_s, options)
+        goal = Query.Goal()
+        fill_question(goal, asked)
+        return QueryStream(self._spinning, self._query, goal, asked.timeout_s)
+
+    def _watching(self, question: str | WatchQuestion, choices: Choices, expected: str | Enum,
+                  timeout_s: float, options: dict[str, Any]) -> WatchStream:
+        if not isinstance(question, WatchQuestion):
+            question = WatchQuestion(question, choices=choice_texts(choices),
+                                     expected=choice_text(expected), timeout_s=timeout_s,
+                                     **options)
+        goal = Watch.Goal()
+        fill_watch(goal, question)
+        return WatchStream(self._spinning, self._watch, goal, question.timeout_s)
+
     def _call(self, client: Any, request: Any, timeout_s: float) -> Any:
-        if not client.wait_for_service(DISCOVERY_S):
-            raise self._absent(client.srv_name)
+        self._find(client)
         future = client.call_async(request)
-        # With no limit of its own a question may wait for ever, but a node that has gone may not.
-        return _wait(future, timeout_s + GRACE_S if timeout_s else None, client.srv_name)
+        try:
+            return wait(shared(future), _limit_s(timeout_s), client.srv_name)
+        finally:
+            client.remove_pending_request(future)
 
-    def _in_executor(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        # Humble's ActionClient has no lock: a reply that is quicker than the caller would be lost.
-        task = self._executor.create_task(function, *args, **options)
-        return _wait(task, DISCOVERY_S, 'client')
+    async def _call_async(self, client: Any, request: Any, timeout_s: float) -> Any:
+        await self._find_async(client)
+        future = client.call_async(request)
+        try:
+            return await wait_async(shared(future), _limit_s(timeout_s), client.srv_name)
+        finally:
+            client.remove_pending_request(future)
 
-    def _absent(self, name: str) -> EngineClosedError:
-        return EngineClosedError(f'{name}: no such service or action within {DISCOVERY_S:g} s; '
-                                 f'start the node {self._target}, and check ROS_DOMAIN_ID')
+    def _find(self, client: Any) -> None:
+        """Wait until the node is there; EngineClosedError when it does not come."""
+        action = isinstance(client, ActionClient)
+        if not (client.wait_for_server if action else client.wait_for_service)(DISCOVERY_S):
+            name = client._action_name if action else client.srv_name
+            raise EngineClosedError(
+                f'{name}: no such service or action within {DISCOVERY_S:g} s; start the node '
+                f'{self._target}, and check ROS_DOMAIN_ID')
+
+    async def _find_async(self, client: Any) -> None:
+        action = isinstance(client, ActionClient)
+        if not (client.server_is_ready if action else client.service_is_ready)():
+            await asyncio.to_thread(self._find, client)
 
     def _on_status(self, status: MemoryStatus) -> None:
         with self._changed:
@@ -196,78 +330,35 @@ class TwwClient:
             self._notes.append(note_from(message))
             self._changed.notify_all()
 
-    def _spin(self) -> None:
-        while self._context.ok():
-            try:
-                self._executor.spin_once(timeout_sec=0.5)
-            except ExternalShutdownException:
-                return
-            except Exception:
-                # The future of the call that failed holds it for the caller.
-                continue
+
+def choice_text(choice: str | Enum) -> str:
+    """The text of a choice; of a member its value if that is a text, else its name in words."""
+    if not isinstance(choice, Enum):
+        return choice
+    return choice.value if isinstance(choice.value, str) else choice.name.lower().replace('_', ' ')
 
 
-class QueryStream:
-    """One action goal: iterate it for the text, cancel() it, result() gives the Answer."""
-
-    def __init__(self, run: Callable[..., Any], client: ActionClient, goal: Query.Goal,
-                 timeout_s: float) -> None:
-        self._run = run
-        self._deltas: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._limit_s = timeout_s + GRACE_S if timeout_s else None
-        self.queue_positions: list[int] = []
-        sent = run(client.send_goal_async, goal, feedback_callback=self._on_feedback)
-        self._handle = _wait(sent, DISCOVERY_S, 'query')
-        if not self._handle.accepted:
-            raise QuestionError('the node rejected the question without saying why')
-        self._future = run(self._handle.get_result_async)
-        self._future.add_done_callback(lambda _: self._deltas.put(None))
-
-    def __iter__(self) -> Iterator[str]:
-        """Pieces of text until the answer is complete; what fails is raised by result()."""
-        try:
-            while (delta := self._deltas.get(timeout=self._limit_s)) is not None:
-                if delta:
-                    yield delta
-            # Who iterates once more gets no text, and does not wait for it either.
-            self._deltas.put(None)
-        except queue.Empty:
-            raise AnswerTimeoutError(f'query: no text for {self._limit_s:g} s; has the node ended?'
-                                     ) from None
-
-    def result(self, timeout_s: float | None = None) -> Answer:
-        """The whole answer, or the error that ended it."""
-        return _answer(self.response(timeout_s))
-
-    def response(self, timeout_s: float | None = None) -> Query.Result:
-        """The result message as it came, error or not."""
-        return _wait(self._future, timeout_s or self._limit_s, 'query').result
-
-    def cancel(self, timeout_s: float = DISCOVERY_S) -> bool:
-        """Ask the node to stop; True when it agreed, False when the answer was complete."""
-        response = _wait(self._run(self._handle.cancel_goal_async), timeout_s, 'query')
-        return bool(response.goals_canceling)
-
-    def _on_feedback(self, message: Any) -> None:
-        self.queue_positions.append(message.feedback.queue_position)
-        self._deltas.put(message.feedback.text_delta)
+def choice_texts(choices: Choices) -> tuple[str, ...]:
+    """The texts of all choices, in order."""
+    return tuple(map(choice_text, choices))
 
 
-def _question(question: str | Question, session: str, choices: Sequence[str], timeout_s: float,
+def chosen(answer: Answer, choices: type[Choice]) -> Choice:
+    """The member that an answer means, of the class that was given as choices."""
+    return next(member for member in choices if choice_text(member) == answer.text)
+
+
+def _question(question: str | Question, session: str, choices: Choices, timeout_s: float,
               options: dict[str, Any]) -> Question:
     if isinstance(question, Question):
         return question
-    return Question(question, session=session, choices=tuple(choices), timeout_s=timeout_s,
-                    **options)
+    return Question(question, session=session, choices=choice_texts(choices),
+                    timeout_s=timeout_s, **options)
 
 
-def _wait(future: Any, timeout_s: float | None, what: str) -> Any:
-    """The result of an rclpy future that another thread completes."""
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    if not done.wait(timeout_s):
-        raise AnswerTimeoutError(f'{what}: no reply within {timeout_s:g} s; has the node ended?')
-    return future.result()
+def _limit_s(timeout_s: float) -> float | None:
+    # With no limit of its own a question may wait for ever, but a node that has gone may not.
+    return timeout_s + GRACE_S if timeout_s else None
 
 
 def _check(response: Any) -> Any:

@@ -21,6 +21,7 @@ from tww_ros.errors import CancelledError, TwwError, UnknownCameraError
 from tww_ros.node.compat import Bell
 from tww_ros.node.conversions import fill_error, fill_update, watch_from
 from tww_ros.node.parameters import Parameters
+from tww_ros.node.qos import ACTION_SERVER
 from tww_ros.types import WatchUpdate
 
 
@@ -42,7 +43,7 @@ class Watches:
         self._server = ActionServer(
             node, Watch, '~/watch', execute_callback=self._on_watch,
             cancel_callback=self._on_cancel, callback_group=ReentrantCallbackGroup(),
-            result_timeout=parameters.node.result_timeout_s)
+            result_timeout=parameters.node.result_timeout_s, **ACTION_SERVER)
 
     @property
     def active(self) -> int:
