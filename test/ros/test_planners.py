@@ -1,4 +1,4 @@
-"""The example behaviour, as a program, with the stand-in navigation as another, over real DDS."""
+"""docs/planners.md: its examples, and the behaviour with a stand-in navigation, over real DDS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ros.robot import FOUND_S, Robot
 
-from tww_ros.node.client import TwwClient
+from tww_ros.client import TwwClient, WatchStream
 from tww_ros.node.examples.look_and_go import TopicNavigator, look_for
 from tww_ros.types import Pose
 
@@ -26,7 +26,7 @@ def navigation(ros_env: dict[str, str]) -> Iterator[subprocess.Popen]:
     """The stand-in, at 10 m/s."""
     process = subprocess.Popen(
         [sys.executable, '-m', 'tww_ros.node.examples.pretend_navigation', '--speed-m-s', '10'],
-        cwd=ROOT, env=ros_env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        cwd=ROOT, env=ros_env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     yield process
     process.kill()
     process.wait()
@@ -76,3 +76,33 @@ def wait_for_segment(client: TwwClient, place: Pose) -> None:
                   for segment in client.segments()):
         assert time.monotonic() < end_s, f'no segment at {place} within {FOUND_S} s'
         time.sleep(0.1)
+
+
+@pytest.mark.timeout(120)
+def test_the_examples_of_the_page_run(
+        start_node: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / 'docs' / 'planners.md').read_text(encoding='utf-8')
+    blocks = re.findall(r'```python\n(.*?)```', page, re.S)
+    # The last one needs Nav2.
+    assert [('nav2' in block, 'asyncio' in block) for block in blocks] == [
+        (False, False), (False, True), (True, False)]
+    compile(blocks[2], 'planners.md', 'exec')
+    start_node({'watch.segment_s': 1.0, 'watch.max_pixels': 4_096}, scripted_s=0.0)
+    with TwwClient() as client, Robot(odometry=False) as robot:
+        client.wait_until_ready(90.0)
+        robot.wait_until_watched()
+        robot.stare()
+        client.wait_for(lambda status: status.segments >= 1, FOUND_S)
+        for block, script in zip(blocks[:2], ({'is gone.': 'is gone. {not yet|it is so now}',
+                                              'open or shut?': 'open or shut? {open}'}, {}),
+                                 strict=True):
+            for text, answered in script.items():
+                assert text in block
+                block = block.replace(text, answered)
+            exec(compile(block, 'planners.md', 'exec'), {'__name__': 'planners'})
+    printed = capsys.readouterr().out
+    assert 'the door is open\nno 0.0\nyes 1.0\nyes 1.0\ngone at ' in printed
+    assert 'You asked: What is on the left? You asked: What is on the right?' in printed
+    table = page[page.index('| call'):page.index('## Standing')]
+    for name in re.findall(r'`(\w+)\(', table) + re.findall(r'`(\w+_async)`', table):
+        assert hasattr(TwwClient, name) or hasattr(WatchStream, name), name
