@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry
 
-from tww_ros.client import TwwClient
 from tww_ros.errors import AnswerTimeoutError, NothingSeenError
+from tww_ros.node.client import TwwClient
 from tww_ros.node.spinning import SpinningNode
 from tww_ros.types import Pose, WatchUpdate
 
