@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,8 +106,8 @@ def test_a_node_that_is_not_configured_takes_what_fits_together(context: rclpy.C
     node = node_with(context, {'note.max_new_tokens': 7})
     parameters = NodeParameters(node, lambda name, value: None)
     held = parameters.current
-    (tmp_path / 'tww.json').write_text(
-        '{"settings": {"note.max_new_tokens": 9, "watch.segment_s": 3.0, "watch.sample_fps": 5.0}}')
+    (tmp_path / 'tww.json').write_text(json.dumps({'settings': {
+        'note.max_new_tokens': 9, 'watch.segment_s': 3.0, 'watch.sample_fps': 5.0}}))
 
     def set_to(name: str, value: object) -> str:
         result, = node.set_parameters([Parameter(name, value=value)])

@@ -1,0 +1,250 @@
+"""The lifecycle over real DDS: every transition, again and again, and what answers meanwhile."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import rclpy
+from lifecycle_msgs.msg import Transition
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from ros.manager import Manager, until
+from ros.robot import FOUND_S, Robot, S
+
+from tww_interfaces.msg import MemoryStatus
+from tww_ros.errors import EngineClosedError, NothingSeenError
+from tww_ros.model.scripted import ScriptedModel
+from tww_ros.node.client import TwwClient
+from tww_ros.node.lifecycle import ERROR, FAILURE, SUCCESS, ManagedNode
+from tww_ros.node.node import TwwNode
+
+CYCLES = 20
+MANAGED = {'autostart': False, 'watch.sample_fps': 60.0, 'watch.segment_s': 1.0,
+           'watch.idle_close_s': 0.2}
+
+
+def count(process: psutil.Process, manager: Manager) -> dict[str, int]:
+    """What a leak would add to."""
+    return {'threads': process.num_threads(), 'files': process.num_fds(),
+            'subscribers': manager.node.count_subscribers('/image')}
+
+
+@pytest.mark.timeout(180)
+def test_every_transition_twenty_times(start_node: Callable, tmp_path: Path,
+                                       record_property: Callable) -> None:
+    """Threads, files and subscriptions are as many afterwards; memory comes back each time."""
+    node = start_node({**MANAGED, 'memory.folder': str(tmp_path / 'memory')}, scripted_s=0.0)
+    process = psutil.Process(node.process.pid)
+    with TwwClient() as client, Manager() as manager, Robot(odometry=False) as robot:
+        assert manager.state() == 'unconfigured'
+        assert client.get_status().state == MemoryStatus.UNCONFIGURED
+        for call in (lambda: client.ask('now?'), client.segments, client.query('now?').result,
+                     lambda: client.save_memory(str(tmp_path / 'copy'))):
+            with pytest.raises(EngineClosedError, match='ros2 lifecycle set /tww configure'):
+                call()
+        # Not from here.
+        assert not manager.change('activate') and not manager.change('cleanup')
+        counted, rss_bytes = [], []
+        for cycle in range(CYCLES):
+            assert manager.change('configure')
+            status = client.wait_for(lambda s: s.state == MemoryStatus.INACTIVE, FOUND_S)
+            assert status.loading_progress == 1.0 and len(client.segments()) == cycle
+            assert manager.change('activate') and manager.state() == 'active'
+            robot.wait_until_watched()
+            robot.see((cycle + 1) * 10 * S)
+            client.wait_for(lambda s, n=cycle + 1: s.notes_written == n, FOUND_S)
+            if cycle in (0, CYCLES - 1):
+                assert client.ask('now?').as_of_ns == (cycle + 1) * 10 * S
+            assert manager.change('deactivate')
+            until(lambda: not manager.node.count_subscribers('/image'), 'still subscribed')
+            assert len(client.segments()) == cycle + 1
+            assert manager.change('cleanup')
+            status = client.wait_for(lambda s: s.state == MemoryStatus.UNCONFIGURED, FOUND_S)
+            assert status.memory_bytes == status.segments == status.loading_progress == 0
+            # Counters go on.
+            assert status.frames_watched == status.images_received == cycle + 1
+            counted.append(count(process, manager))
+            rss_bytes.append(process.memory_info().rss)
+        # The first cycle imports torch.
+        until(lambda: count(process, manager) == counted[0], f'{counted}')
+        record_property('rss_growth_bytes', rss_bytes[-1] - rss_bytes[0])
+    assert node.stop() == {'code': 0, 'threads': ['MainThread']}
+
+
+@pytest.mark.timeout(180)
+def test_what_answers_meanwhile_and_what_is_told(start_node: Callable) -> None:
+    """A slow load and a failed one, questions cut off, parameters, shutdown: one node."""
+    node = start_node({**MANAGED, 'model': 'slow', 'answer.max_new_tokens': 8_192},
+                      scripted_s=0.01)
+    with (TwwClient() as client, Manager() as manager, Robot(odometry=False) as robot,
+          ThreadPoolExecutor() as pool):
+        assert manager.state() == 'unconfigured'
+        loading = manager.start_change('configure')
+        assert client.wait_for(lambda s: s.state == MemoryStatus.LOADING, FOUND_S)
+        assert manager.state() == 'configuring'
+        assert manager.get_parameter('model') == 'slow'
+        assert client.get_status().loading_progress < 1.0
+        with pytest.raises(EngineClosedError, match='the model is being loaded'):
+            client.ask('now?')
+        assert not manager.change('configure') and not manager.change('shutdown')
+        assert 'ros2 lifecycle set /tww deactivate' in manager.set_parameter('model', 'x')
+        assert not loading.done()
+        assert loading.result(FOUND_S).success and manager.state() == 'inactive'
+        with pytest.raises(EngineClosedError, match='ros2 lifecycle set /tww activate'):
+            client.ask('now?')
+
+        assert manager.change('activate')
+        robot.wait_until_watched()
+        robot.see(10 * S)
+        client.wait_for(lambda s: s.frames_watched == 1, FOUND_S)
+        asked = pool.submit(client.ask, 'a long one', max_new_tokens=8_000)
+        stream = client.query('another long one', session='b', max_new_tokens=8_000)
+        watch = client.watch('Is it {no}?', timeout_s=0.0)
+        client.wait_for(lambda s: s.answers_active + s.answers_waiting == 2 and s.watches, FOUND_S)
+        assert manager.change('deactivate')
+        for result in (lambda: asked.result(FOUND_S), stream.result, watch.result):
+            with pytest.raises(EngineClosedError, match='deactivated'):
+                result()
+        # It can be activated again, with another rate for its cameras.
+        assert 'range' in manager.set_parameter('watch.sample_fps', 0.0)
+        assert not manager.set_parameter('watch.sample_fps', 1.0)
+        assert not manager.set_parameter('status_rate_hz', 20.0)
+        assert not manager.set_parameter('feedback_period_s', 0.02)
+        assert manager.change('activate')
+        robot.wait_until_watched()
+        before = client.get_status()
+        for tenth in range(200, 241):
+            robot.see(tenth * S // 10)
+        after = client.wait_for(
+            lambda s: s.frames_received == before.frames_received + 41 and not s.frames_waiting,
+            FOUND_S)
+        assert 4 <= after.frames_watched - before.frames_watched <= 6
+        assert client.ask('hello').text == 'You asked: hello'
+
+        assert manager.change('deactivate', 'cleanup')
+        assert not manager.set_parameter('model', 'broken')
+        assert not manager.change('configure') and manager.state() == 'unconfigured'
+        assert '[FATAL]' in node.wait_for_line('expected a checkpoint that can be loaded')
+        status = client.wait_for(lambda s: s.state == MemoryStatus.FAILED, FOUND_S)
+        assert 'expected a checkpoint' in status.last_error
+        with pytest.raises(EngineClosedError, match='could not be loaded: broken'):
+            client.ask('now?')
+        assert not manager.set_parameter('model', 'tiny-random')
+        assert not manager.set_parameter('cameras', ['front', 'rear'])
+        assert manager.change('configure', 'activate')
+        assert not client.get_status().last_error
+        until(lambda: manager.node.count_subscribers('/front/image') == 1
+              == manager.node.count_subscribers('/rear/image'), 'not subscribed')
+        assert manager.get_parameter('watch.label_cameras')
+        with pytest.raises(NothingSeenError):
+            client.ask('now?')
+        assert manager.change('shutdown') and manager.state() == 'finalized'
+        assert client.wait_for(lambda s: s.state == MemoryStatus.CLOSED, FOUND_S)
+        with pytest.raises(EngineClosedError, match='shutting down'):
+            client.ask('now?')
+    assert node.stop() == {'code': 0, 'threads': ['MainThread']}
+    assert 'internal error' not in node.output and 'Traceback' not in node.output
+
+
+class Spun:
+    """A node in this process and its executor; transitions by hand."""
+
+    def __init__(self, make: Callable[..., ManagedNode]) -> None:
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context)
+        self.node = make(context=self._context)
+        self.executor = SingleThreadedExecutor(context=self._context)
+        self.executor.add_node(self.node)
+
+    def change(self, number: int) -> bool:
+        task = self.executor.create_task(self.node.change_state, number)
+        self.executor.spin_until_future_complete(task, timeout_sec=FOUND_S)
+        return task.result()
+
+    def close(self) -> None:
+        self.executor.shutdown(timeout_sec=1.0)
+        self.node.destroy_node()
+        rclpy.try_shutdown(context=self._context)
+
+
+@pytest.fixture
+def spun(ros_env: dict[str, str]) -> Iterator[Callable[..., Spun]]:
+    made: list[Spun] = []
+
+    def make(kind: Callable[..., ManagedNode]) -> Spun:
+        made.append(Spun(kind))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def managed(**options: object) -> TwwNode:
+    return TwwNode(lambda _: ScriptedModel(),
+                   parameter_overrides=[Parameter('autostart', value=False)], **options)
+
+
+@pytest.mark.timeout(60)
+def test_cleanup_leaves_nobody_who_holds_the_model(spun: Callable) -> None:
+    made = spun(managed)
+    for _ in range(3):
+        assert made.change(Transition.TRANSITION_CONFIGURE)
+        engine = weakref.ref(made.node.room.engine)
+        model = weakref.ref(made.node.room.engine.model)
+        assert made.change(Transition.TRANSITION_ACTIVATE)
+        assert made.change(Transition.TRANSITION_DEACTIVATE)
+        assert made.change(Transition.TRANSITION_CLEANUP)
+        assert engine() is None and model() is None
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('names', [(), ('configure',), ('configure', 'activate')])
+def test_shutdown_from_every_state(spun: Callable, names: tuple[str, ...]) -> None:
+    made = spun(managed)
+    for name in names:
+        assert made.change(getattr(Transition, f'TRANSITION_{name.upper()}'))
+    state = ('unconfigured', 'inactive', 'active')[len(names)]
+    assert made.node.lifecycle_state == state
+    assert made.change(getattr(Transition, f'TRANSITION_{state.upper()}_SHUTDOWN'))
+    assert made.node.lifecycle_state == 'finalized'
+    assert made.node.room.engine is None and made.node.close_engine()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(('outcome', 'recovered', 'state'), [
+    (SUCCESS, SUCCESS, 'inactive'), (FAILURE, SUCCESS, 'unconfigured'),
+    (ERROR, SUCCESS, 'unconfigured'), (ERROR, FAILURE, 'finalized'),
+    (RuntimeError, SUCCESS, 'unconfigured'),
+])
+def test_ends_of_a_transition(spun: Callable, outcome: object, recovered: object,
+                              state: str) -> None:
+    """As in https://design.ros2.org/articles/node_lifecycle.html."""
+    class Made(ManagedNode):
+        def __init__(self, **options: object) -> None:
+            super().__init__('made', **options)
+            self.handled = 0
+
+        async def on_configure(self, state: object) -> TransitionCallbackReturn:
+            if outcome is RuntimeError:
+                raise RuntimeError('a fault')
+            return outcome
+
+        async def on_error(self, state: object) -> TransitionCallbackReturn:
+            self.handled += 1
+            return recovered
+
+    made = spun(Made)
+    assert made.change(Transition.TRANSITION_CONFIGURE) == (outcome == SUCCESS)
+    assert made.node.lifecycle_state == state
+    assert made.node.handled == (outcome not in (SUCCESS, FAILURE))
+    if state == 'unconfigured':
+        # And it can be tried again.
+        made.change(Transition.TRANSITION_CONFIGURE)
+        assert made.node.lifecycle_state == state
