@@ -156,10 +156,10 @@ def test_the_log_tells_of_an_error_once(ros_env: dict[str, str], monkeypatch: py
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     try:
-        while node.status().state == MemoryStatus.LOADING:
+        while node.status().state != MemoryStatus.ACTIVE:
             executor.spin_once(timeout_sec=0.1)
         for error, times in (('no room', 3), ('no paper', 2)):
-            node._engine._counters.last_error = error
+            node.room.engine._counters.last_error = error
             for _ in range(times):
                 node._publish_status()
             assert node.status().last_error == error

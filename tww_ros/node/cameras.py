@@ -43,20 +43,19 @@ class Cameras:
                  on_error: Callable[[BaseException], None]) -> None:
         self.watching = True
         self._node = node
-        self._parameters = parameters
         self._take = take
         self._complain = complain
         self._on_error = on_error
-        self._earlier = 0
         self._rejected = 0
         self._ignored = 0
-        self._open = False
-        self._prepare()
+        self._listeners = {camera: self._listener(camera, parameters)
+                           for camera in parameters.cameras}
+        self._poses = Poses(node, parameters, complain) if parameters.node.pose_topic else None
 
     @property
     def received(self) -> int:
         """Image messages since the start, all cameras."""
-        return self._earlier + sum(each.messages for each in self._listeners.values())
+        return sum(listener.messages for listener in self._listeners.values())
 
     @property
     def rejected(self) -> int:
@@ -69,12 +68,7 @@ class Cameras:
         return self._ignored
 
     def open(self) -> None:
-        """Subscribe, to what the parameters say now. Idempotent."""
-        if self._open:
-            return
-        self._open = True
-        self._earlier = self.received
-        self._prepare()
+        """Subscribe. Idempotent."""
         if self._poses is not None:
             self._poses.open()
         for listener in self._listeners.values():
@@ -82,7 +76,6 @@ class Cameras:
 
     def close(self) -> None:
         """Unsubscribe. Idempotent."""
-        self._open = False
         for listener in self._listeners.values():
             listener.close()
         if self._poses is not None:
@@ -93,14 +86,9 @@ class Cameras:
         states = [listener.state() for listener in self._listeners.values()]
         return states if self._poses is None else [*states, self._poses.state()]
 
-    def _prepare(self) -> None:
-        self._listeners = {camera: self._listener(camera) for camera in self._parameters.cameras}
-        self._poses = (Poses(self._node, self._parameters, self._complain)
-                       if self._parameters.node.pose_topic else None)
-
-    def _listener(self, camera: str) -> Listener:
-        node = self._parameters.node
-        kind, topic = Image, self._parameters.topic(camera)
+    def _listener(self, camera: str, parameters: Parameters) -> Listener:
+        node = parameters.node
+        kind, topic = Image, parameters.topic(camera)
         if node.image_transport == 'compressed':
             # As image_transport does: who remaps `image` means its compressed form too.
             kind, topic = CompressedImage, f'{self._node.resolve_topic_name(topic)}/compressed'
@@ -132,8 +120,7 @@ class Cameras:
             message = deserialize_message(data, listener.kind)
             convert: Any = image_to_rgb if listener.kind is Image else compressed_to_rgb
             image = convert(message, listener.topic)
-            poses = self._poses
-            pose = None if poses is None else poses.at(stamp, arrived_s)
+            pose = None if self._poses is None else self._poses.at(stamp, arrived_s)
             return Frame(stamp_ns=stamp, camera=camera, image=image, pose=pose)
         except TwwError as error:
             listener.tell_malformed(str(error))
