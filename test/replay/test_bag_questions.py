@@ -1,5 +1,8 @@
 """Files of questions: what they say, and where they are wrong, to the line."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tww_ros.errors import ReplayError
@@ -93,3 +96,13 @@ def test_no_such_file_of_questions(tmp_path, content, words):
     assert str(file) in str(caught.value)
     with pytest.raises(ReplayError, match='No such file'):
         read_questions(tmp_path / 'other.yaml')
+
+
+def test_example_of_the_docs(tmp_path):
+    page = (Path(__file__).parents[2] / 'docs/bag_tests.md').read_text(encoding='utf-8')
+    yaml, = re.findall(r'```yaml\n(.*?)```', page, re.S)
+    (tmp_path / 'door.yaml').write_text(yaml)
+    read = read_questions(tmp_path / 'door.yaml')
+    assert [asked.name for asked in read.questions] == ['door', 'cup']
+    python, = re.findall(r'```python\n(.*?)```', page, re.S)
+    compile(python, 'bag_tests.md', 'exec')
