@@ -54,6 +54,8 @@ class TwwNode(ManagedNode):
     was autostart, `failed_to_start` is set, and its owner decides to end.
     """
 
+    _servers: tuple[Questions | Watches, ...] = ()
+
     def __init__(self, load: LoadModel | None = None, **options: Any) -> None:
         super().__init__('tww', **options)
         self._settings = NodeParameters(self, self._on_live)
@@ -82,6 +84,7 @@ class TwwNode(ManagedNode):
         self.cameras = self._make_cameras()
         self._questions = Questions(self, self._bell, self.parameters, self._asked_engine)
         self._watches = Watches(self, self._bell, self.parameters, self._asked_engine)
+        self._servers = self._questions, self._watches
         Services(self, self._bell)
         self._publish_status()
         self._status_timer = steady_timer(self, 1.0 / node.status_rate_hz, self._publish_status)
@@ -125,9 +128,9 @@ class TwwNode(ManagedNode):
         return ended
 
     def destroy_node(self) -> None:
-        """Destroy the node and its action servers."""
-        self._questions.close()
-        self._watches.close()
+        """Destroy the node and its action servers, also when a parameter did not fit."""
+        for server in self._servers:
+            server.close()
         super().destroy_node()
 
     # lifecycle ----------------------------------------------------------------------------------
