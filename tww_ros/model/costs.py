@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 # On both sides of 4, because that is where bitsandbytes changes its kernel.
 SIZES = (1, 2, 4, 5, 8, 16, 32, 64, 128, 256, 512)
 REPEATS = 3
-# A step that takes longer than the first is measured once; than the second, is the last one.
+# A step that takes longer than the first is timed once; than the second, is the largest one.
 SLOW_S = 0.1
 LONGEST_S = 0.5
 TOTAL_S = 3.0
@@ -45,11 +45,11 @@ class StepCosts:
     def table(self, most: int) -> np.ndarray:
         """float64 [most + 1]: seconds of a step of 0, 1, … rows.
 
-        Between sizes a straight line, beyond the largest in proportion. A larger step is never
-        the cheaper one: where it was, that is noise.
+        Between sizes a straight line, beyond the largest in proportion. A smaller step never takes
+        longer than a larger one: where it did, something else went on.
         """
         rows = np.arange(most + 1)
-        measured = np.maximum.accumulate(self.seconds)
+        measured = np.minimum.accumulate(self.seconds[::-1])[::-1]
         seconds = np.interp(rows, self.rows, measured)
         last = self.rows[-1]
         seconds[last + 1:] = measured[-1] * rows[last + 1:] / last
@@ -70,24 +70,23 @@ class StepCosts:
 def measure_costs(model: StepModel) -> StepCosts:
     """Time steps over blocks that are thrown away; on the thread that takes the steps."""
     begun_s = time.perf_counter()
-    rows: list[int] = []
-    seconds: list[float] = []
+    best_s: dict[int, float] = {}
     for size in SIZES:
         try:
             # The first one of a size chooses kernels and takes memory.
-            best_s = _timed(model, size)
-            if best_s < SLOW_S:
-                best_s = min(_timed(model, size) for _ in range(REPEATS))
+            best_s[size] = _timed(model, size)
         except RuntimeError as error:
-            if not rows:
+            if not best_s:
                 raise
             log.warning('a step of %d tokens cannot be taken: %s', size, error)
             break
-        rows.append(size)
-        seconds.append(best_s)
-        if best_s > LONGEST_S or time.perf_counter() - begun_s > TOTAL_S:
+        if best_s[size] > LONGEST_S or time.perf_counter() - begun_s > TOTAL_S:
             break
-    return StepCosts(tuple(rows), tuple(seconds))
+    # In rounds, so that what else the machine does for a while does not fall on one size alone.
+    for size in REPEATS * list(best_s):
+        if best_s[size] < SLOW_S and time.perf_counter() - begun_s < TOTAL_S:
+            best_s[size] = min(best_s[size], _timed(model, size))
+    return StepCosts(tuple(best_s), tuple(best_s.values()))
 
 
 def _timed(model: StepModel, rows: int) -> float:
