@@ -50,7 +50,7 @@ def scripted(delay_s: float, node: Any) -> Any:
 
 
 def endless(node: Any) -> Any:
-    from tww_ros.node.node import load_checkpoint
+    from tww_ros.node.loading import load_checkpoint
     model = load_checkpoint(node)
     model.answer_ends = frozenset()
     return model
