@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from engine.harness import WAIT_S, clip, watch
+from engine.harness import WAIT_S, clip, until, watch
 
 from tww_ros import Question, load_model
 from tww_ros.model.scripted import ScriptedModel
@@ -108,12 +108,14 @@ def test_more_choices_than_fit_into_a_step(start, monkeypatch):
     answer = ask(engine, choices).result(WAIT_S)
     assert answer.text == 'number 37'
     assert sum(answer.choice_probabilities) == pytest.approx(1)
+    # The closing mark is computed when the answer has been delivered.
+    closer = tuple(model.encode(model.style.answer_closer))
+    until(lambda: closer in steps[-1], 'the round was closed')
     assert max(sum(map(len, step)) for step in steps) == 20
     # Everything is computed once, whole where it fits: two choices and a piece of a third a step.
-    closer = len(model.encode(model.style.answer_closer))
     ids = [model.encode_user(choice) for choice in choices]
     assert sum(len(span) for step in steps for span in step) == (
-        answer.prompt_tokens + sum(map(len, ids)) + closer)
+        answer.prompt_tokens + sum(map(len, ids)) + len(closer))
     assert sum(tuple(choice) in step for choice in ids for step in steps) > 30
 
 
