@@ -188,6 +188,9 @@ class AnswerConfig(_Checked):
         64, 'questions waiting or running; one more is refused as busy', low=1, high=10_000)
     max_watches: int = setting(
         32, 'standing questions; one more is refused as busy', low=0, high=10_000)
+    reason_choices: bool = setting(
+        True, 'prompts that reason do so before choosing among choices, too; false: choose at '
+              'once, which is quicker')
     max_sessions: int = setting(
         64, 'sessions kept; beyond it the one idle for longest is forgotten', low=1, high=10_000)
     sessions_bytes: int = setting(

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from engine.harness import WAIT_S, clip, until, watch
 
 from tww_ros import Question, load_model
@@ -53,7 +54,8 @@ def test_a_choice_comes_as_one_piece(start):
 def test_memory_and_question_are_computed_once_for_all_choices(start, monkeypatch, prompts,
                                                               positions):
     model = load_model('tiny-random', device='cpu', prompts=prompts, positions=positions)
-    engine = start(model, note__max_new_tokens=2, step__chunk_tokens=64)
+    engine = start(model, note__max_new_tokens=2, step__chunk_tokens=64,
+                   answer__reason_choices=False)
     watch(engine, clip(0, 4))
     choices = ('red', 'redder', 'green', 'a colour that is none of these')
     expected = [tuple(model.encode_user(choice)) for choice in choices]
@@ -122,7 +124,7 @@ def test_more_choices_than_fit_into_a_step(start, monkeypatch):
 @pytest.mark.parametrize('model', ['tiny', 'tiny_tww'])
 def test_a_round_with_choices_is_remembered_with_the_chosen_one_only(start, request, model):
     model = request.getfixturevalue(model)
-    engine = start(model, note__max_new_tokens=2)
+    engine = start(model, note__max_new_tokens=2, answer__reason_choices=False)
     watch(engine, clip(0, 2))
     choices = ('red', 'the colour of the sea')
     first = ask(engine, choices).result(WAIT_S)
@@ -133,6 +135,67 @@ def test_a_round_with_choices_is_remembered_with_the_chosen_one_only(start, requ
                   model.encode(style.answer_closer))))
     written = engine.ask(Question('why?', max_new_tokens=4)).result(WAIT_S)
     assert written.reused_tokens > second.reused_tokens
+
+
+def test_reasoning_comes_before_choices_and_all_of_them_see_it(start, tiny_tww, monkeypatch):
+    """The model says its reasoning and the mark; probabilities are those behind it."""
+    engine = start(tiny_tww, note__enabled=False)
+    watch(engine, clip(0, 2))
+    choices = ('red', 'redder', 'no')
+    said = 'Reasoning: it was put there\nAnswer:'
+    to_say = tiny_tww.encode(said)
+    logits, ids, step = [], [], tiny_tww.step
+
+    def told(spans):
+        made = step(spans)
+        ids.append([span.run.ids for span in spans])
+        logits.append(list(made))
+        if to_say and made[-1] is not None:
+            made[-1] = torch.zeros_like(made[-1])
+            made[-1][:, to_say.pop(0)] = 1.0
+        return made
+
+    monkeypatch.setattr(tiny_tww, 'step', told)
+    pieces = list(engine.ask_stream(Question('which?', choices=choices), WAIT_S))
+    answer = pieces[-1].answer
+    assert answer.reasoning == 'it was put there' and answer.text in choices
+    assert ''.join(piece.text for piece in pieces) == f'{said} {answer.text}'
+    assert answer.completion_tokens == len(tiny_tww.encode(said)) + len(f' {answer.text}')
+    # One step a token of the reasoning, all choices in the next one, and the closed round.
+    scored = next(n for n, step_ids in enumerate(ids) if len(step_ids) == len(choices))
+    assert [step_ids[-1] for step_ids in ids[scored - len(said):scored]] == [
+        (token,) for token in tiny_tww.encode(said)]
+    end = tiny_tww.encode(tiny_tww.style.answer_closer)
+    totals = []
+    for choice, rows in zip(choices, logits[scored], strict=True):
+        lines = [logits[scored - 1][-1][-1], *rows]
+        totals.append(math.fsum(
+            float(line.double().log_softmax(-1)[token])
+            for token, line in zip(tiny_tww.encode_user(f' {choice}') + end, lines, strict=True)))
+    top = max(totals)
+    weights = [math.exp(total - top) for total in totals]
+    assert answer.choice_probabilities == pytest.approx(
+        [weight / sum(weights) for weight in weights], rel=1e-4)
+    # The next round of the session sees the reasoning.
+    assert engine.drain(WAIT_S)
+    after = engine.ask(Question('why?', max_new_tokens=2)).result(WAIT_S)
+    assert after.reused_tokens - answer.reused_tokens == answer.prompt_tokens + len(
+        tiny_tww.encode(tiny_tww.style.answer_prefix)) + answer.completion_tokens + len(end)
+
+
+def test_reasoning_that_does_not_end_is_ended(start, tiny_tww, monkeypatch):
+    engine = start(tiny_tww, note__enabled=False)
+    watch(engine, clip(0, 2))
+    monkeypatch.setattr(tiny_tww, 'answer_ends', frozenset())
+    steps = record(tiny_tww, monkeypatch)
+    answer = ask(engine, ('red', 'blue'), max_new_tokens=5).result(WAIT_S)
+    forced = tuple(tiny_tww.encode('\nAnswer: '))
+    place = next(n for n, step in enumerate(steps) if forced in map(tuple, step))
+    assert [len(step[-1]) for step in steps[place - 5:place]] == [1] * 5
+    assert sorted(map(tuple, steps[place + 1])) == sorted(
+        tuple(tiny_tww.encode_user(choice)) for choice in ('red', 'blue'))
+    assert answer.finish_reason == 'choice'
+    assert answer.completion_tokens == 5 + len(forced) + len(tiny_tww.encode_user(answer.text))
 
 
 def test_choices_and_free_answers_share_steps(start, gate):

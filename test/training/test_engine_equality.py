@@ -31,7 +31,7 @@ class Teller:
         self.ids: dict[int, list[int]] = {}
         self.logits: dict[int, dict[int, torch.Tensor]] = {}
         self.blocks: list[object] = []
-        self.answers: list[str] = []
+        self.answers: list[list[int]] = []
         self._notes = list(notes)
         self._model = model
         self._step = model.step
@@ -62,8 +62,7 @@ class Teller:
             self._to_say[key] = [*model.encode(style.note_text(note)),
                                  *model.encode(style.note_closer)]
         elif self.ids[key] == model.encode(style.answer_prefix):
-            self._to_say[key] = [*model.encode(self.answers.pop(0)),
-                                 *model.encode(style.answer_closer)]
+            self._to_say[key] = self.answers.pop(0)
         if not self._to_say.get(key):
             return rows
         wanted = torch.full_like(rows, -1e4)
@@ -90,11 +89,14 @@ def run_engine(model: VideoLanguageModel, sample: Sample, config,
                 assert engine.feed(Frame(round(stamp * NS_PER_S), 'camera', image))
             while rounds and rounds[0].after == number + 1:
                 due = rounds.pop(0)
-                if not due.choices:
-                    teller.answers.append(model.style.answer_text(due.reasoning, due.answer))
+                # With choices it says all but the answer proper.
+                said = model.style.answer_text(due.reasoning, '' if due.choices else due.answer)
+                closer = [] if due.choices else model.encode(model.style.answer_closer)
+                teller.answers.append([*model.encode(said), *closer])
                 answer = engine.ask(Question(due.question, session=due.session,
                                              choices=due.choices)).result(timeout=60.0)
                 asked.append(dataclasses.replace(due, answer=answer.text))
+                assert answer.reasoning == due.reasoning
                 if not due.choices:
                     assert answer.text == due.answer
         assert engine.drain(60.0)
@@ -133,15 +135,16 @@ def test_same_logits(scheme: str, recipe: tabletop.Recipe,
     ours = dict(zip(batch.chosen.tolist(), logits, strict=True))
 
     compared, worst = 0, 0.0
-    prefix = model.encode(model.style.choice_prefix)
+    mark = model.encode('Answer: ')[0]
     for span, what in zip(planned.spans, planned.what, strict=True):
         ids = planned.ids[span.first:span.last]
         if what.split(':')[0] not in ('note', 'answer'):
             continue
         if what.endswith(':choice'):
-            # The engine keeps the prefix in a block of its own, and each option behind it in one;
-            # only the chosen one is closed.
-            theirs = teller.behind(prefix) + teller.behind(ids[len(prefix):])
+            # The engine keeps the reasoning in a block of its own, and each option behind it in
+            # one; only the chosen one is closed.
+            option = ids.index(mark) + 1
+            theirs = teller.behind(ids[:option]) + teller.behind(ids[option:])
         else:
             theirs = teller.behind(ids)
         for index, row in enumerate(theirs):

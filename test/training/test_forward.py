@@ -80,7 +80,6 @@ def test_only_notes_and_answers_are_learnt() -> None:
         texts[what.split(':')[0]].append(model.tokenizer.decode(ids))
     assert texts['note'] == [f'Focus: {segment.note}<EOT>' for segment in sample.segments]
     assert texts['answer'] == [
-        f'{each.answer}<EOQ>' if each.choices else
         f'Reasoning: {each.reasoning}\nAnswer: {each.answer}<EOQ>' for each in sample.rounds]
 
 

@@ -6,11 +6,13 @@ pieces and the Answer through the PendingAnswer, and a Round for the session. Th
 continues the source stream privately: video that arrives later never sees it and is never seen by
 it.
 
-    question ──▶ prefix ──┬──▶ token ──▶ token … ──▶ answer delivered ──▶ closer ──▶ round kept
-                          └──▶ all choices side by side, the likeliest ──┘
+    question ──▶ prefix ──▶ token ──▶ token … ──┬──────────▶ answer delivered ──▶ closer ──▶ round
+                             (reasoning)        └──▶ all choices side by side,       kept
+                                                     the likeliest ──┘
 
 Choices are compared as whole texts with their end mark, so that a short one is not favoured for
-being short; each is a branch that attends to the same memory and the same question, computed once.
+being short; each is a branch that attends to the same memory, the same question and the same
+reasoning, computed once.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import NamedTuple
 import torch
 
 from tww_ros.config import EngineConfig, MemoryConfig
-from tww_ros.engine.job import Job, Program, generate, prefill, score
+from tww_ros.engine.job import Job, Program, Result, generate, prefill, score
 from tww_ros.engine.keeper import Keeper
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.recall import Fetch, Search, recall
@@ -40,6 +42,8 @@ from tww_ros.model.run import Span, TokenRun
 from tww_ros.types import Answer, Evidence, Question
 
 MAX_EVIDENCE = 8
+# The mark before the answer proper is looked for in so many of the last tokens.
+MARK_TOKENS = 8
 
 
 def question_ids(model: StepModel, question: Question) -> list[int]:
@@ -103,7 +107,9 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
     view = lay_out(entries, model.scheme)
     # Memory's parts come first in every view below, so one tensor collects the mass of all steps.
     mass = torch.zeros(len(entries) + 3, device=model.device)
-    prefix = model.encode(style.choice_prefix if question.choices else style.answer_prefix)
+    reasons = bool(style.answer_mark) and config.answer.reason_choices
+    prefix = model.encode(style.choice_prefix if question.choices and not reasons
+                          else style.answer_prefix)
 
     branch = model.new_block(view.start('source'), capacity=len(ids))
     behind = _behind(view, branch, len(ids), model.scheme)
@@ -115,21 +121,27 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
     own = [Entry(branch, 'source')]
 
     closer = model.encode(style.answer_closer)
+    limit = min(question.max_new_tokens, config.answer.max_new_tokens)
     probabilities: tuple[float, ...] = ()
     stream = _Stream(model, pending)
     if question.choices:
-        if prefix:
+        written: list[int] = []
+        if reasons:
+            written, told = yield from _reason(model, block, behind, told, limit, stream, mass)
+        if block.length:
             own.append(Entry(block, 'target'))
-        options = [model.encode_user(choice) for choice in question.choices]
+        raw = model.decode(written)
+        # Where the mark's last token does not hold the space, the choice's first one does.
+        space = ' ' if raw and not raw[-1].isspace() else ''
+        options = [model.encode_user(space + choice) for choice in question.choices]
         scores, blocks = yield from score(model, [*entries, *own], told.logits, options, closer[0])
         probabilities = tuple(torch.tensor(scores, dtype=torch.float64).softmax(0).tolist())
         best = max(range(len(scores)), key=scores.__getitem__)
-        written, finish_reason, text = options[best], 'choice', question.choices[best]
+        written, finish_reason, text = [*written, *options[best]], 'choice', question.choices[best]
         block, block_view = blocks[best], lay_out([*entries, *own], model.scheme)
         pending.begin()
-        reasoning, rest = '', text
+        reasoning, rest = style.split_answer(raw)[0], raw[stream.delivered:] + space + text
     else:
-        limit = min(question.max_new_tokens, config.answer.max_new_tokens)
         written, finish_reason = yield from generate(
             block, behind, told.token, ends=model.answer_ends, max_new_tokens=limit, mass=mass,
             on_tokens=stream.tokens)
@@ -156,6 +168,22 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
     block.seal()
     own.append(Entry(block, 'target'))
     sessions.add(session, Round(look.after, tuple(own), f'{question.text} {text}'))
+
+
+def _reason(model: StepModel, block: KVBlock, view: View, told: Result, limit: int,
+            stream: _Stream, mass: torch.Tensor) -> Program[tuple[list[int], Result]]:
+    """Reason until the mark that stands before the answer proper; where the model ends without it,
+    or goes on for too long, it is written for it. Returns the ids and what follows the mark."""
+    mark = model.style.answer_mark
+    ids: list[int] = []
+    while len(ids) < limit and told.token not in model.answer_ends:
+        ids.append(told.token)
+        stream.tokens(ids)
+        told, = yield [Span(block, view, TokenRun.text(ids[-1:], block.end), 'last', mass)]
+        if model.decode(ids[-MARK_TOKENS:]).rstrip().endswith(mark):
+            return ids, told
+    forced = model.encode(f'\n{mark} ')
+    return [*ids, *forced], (yield from prefill(block, view, forced))
 
 
 def _behind(view: View, block: KVBlock, tokens: int, scheme: Scheme) -> View:

@@ -46,6 +46,7 @@ class PromptStyle:
     options_intro: str
     answer_prefix: str
     choice_prefix: str
+    answer_mark: str
     answer_ends: tuple[str, ...]
     answer_closer: str
     note_prefix: str
@@ -98,6 +99,7 @@ STOCK = PromptStyle(
     options_intro='\nAnswer with exactly one of: ',
     answer_prefix='',
     choice_prefix='',
+    answer_mark='',
     answer_ends=(IM_END, END_OF_TEXT),
     answer_closer=_REOPEN,
     note_prefix=f'In one short sentence, note what is new in the newest frames.{_ASSISTANT}',
@@ -114,6 +116,7 @@ TWW = PromptStyle(
     options_intro='\nOptions: ',
     answer_prefix='\n\n[Q THINK]\n',
     choice_prefix='\n\n[Q THINK]\nAnswer: ',
+    answer_mark='Answer:',
     answer_ends=(END_OF_ANSWER, IM_END, END_OF_TEXT),
     answer_closer=END_OF_ANSWER,
     note_prefix='[SEG THINK]\n',

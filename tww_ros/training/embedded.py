@@ -3,8 +3,9 @@
 In: a seed. Out: a VideoLanguageModel with random weights. The classes are transformers' Qwen3-VL;
 small enough that two CPU cores train it and that its weights fit into the package.
 
-One merged vision token covers one place of the tabletop (96 × 96 px, 3 × 3 tokens), and one word
-of the tabletop's language is one token; other text falls back to bytes.
+One merged vision token covers one place of the tabletop (96 × 96 px, 3 × 3 tokens). A thing ('red
+ball'), a place ('back left') and every other word of the tabletop's language is one token, so that
+to find a thing among the notes is to find one token; other text falls back to bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tww_ros.model.language_model import VideoLanguageModel
 from tww_ros.model.tiny import SPECIAL_TOKENS, random_weights, with_special_tokens
 from tww_ros.world.notes import Chronicle
 from tww_ros.world.questions import Asker
-from tww_ros.world.table import simulate
+from tww_ros.world.table import COLOURS, PLACES, SHAPES, simulate
 
 # What the model is trained with is what the engine must run it with.
 SETTINGS = {
@@ -35,7 +36,7 @@ SCHEME: Scheme = 'continuous'
 # before a choice.
 LAYOUT_TOKENS = ('[SEG THINK]\n', '\n\n[Q THINK]\n', 'Focus: ', 'Reasoning: ', 'Answer: ',
                  '\nOptions:', 'user\n', 'assistant\n')
-VOCABULARY = 640
+VOCABULARY = 704
 
 
 def settings() -> EngineConfig:
@@ -44,9 +45,13 @@ def settings() -> EngineConfig:
 
 
 def tabletop_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE learnt from the tabletop's language; every digit is a token of its own."""
+    """Byte-level BPE learnt from the tabletop's language; see above. Every digit is a token of its
+    own."""
     tokenizer = Tokenizer(models.BPE())
-    words = Regex(r" ?[A-Za-z']+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s+")
+    things = f"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})"
+    places = '|'.join(place for place in PLACES if ' ' in place)
+    words = Regex(rf" ?(?:{things}|{places})(?![A-Za-z])"
+                  r"| ?[A-Za-z']+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(words, 'isolated'),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

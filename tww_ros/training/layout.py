@@ -264,7 +264,7 @@ class _Planner:
         asked = self._add(ids, text_positions(len(ids), start), moment.view, 'ask', start,
                           sees=tuple(moment.spans))
         sees = (*moment.spans, len(self._plan.spans) - 1)
-        if due.choices:
+        if due.choices and not self._config.answer.reason_choices:
             prefix = model.encode(style.choice_prefix)
             written, reasoned = model.encode_user(due.answer), 0
         else:

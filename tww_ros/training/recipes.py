@@ -28,11 +28,12 @@ LONG_TALK = dataclasses.replace(tabletop.LONG, name='long-talk', moments=(2, 4),
 MIXTURES: dict[str, dict[Recipe, float]] = {
     'perception': {tabletop.PERCEPTION: 1.0},
     'events': {tabletop.PERCEPTION: 0.3, tabletop.EVENTS: 0.7},
-    'single': {tabletop.PERCEPTION: 0.1, tabletop.EVENTS: 0.4, tabletop.SINGLE: 0.47,
-               tabletop.LONG_SINGLE: 0.03},
-    'multi': {tabletop.EVENTS: 0.3, tabletop.GLANCE: 0.25, QUIZ: 0.2, TALK: 0.2, LONG_QUIZ: 0.05},
-    'long': {tabletop.EVENTS: 0.3, tabletop.GLANCE: 0.2, QUIZ: 0.14, TALK: 0.14, LONG_QUIZ: 0.11,
-             LONG_TALK: 0.11},
+    'single': {tabletop.PERCEPTION: 0.1, tabletop.EVENTS: 0.45, tabletop.GLANCE: 0.25, QUIZ: 0.18,
+               LONG_QUIZ: 0.02},
+    'multi': {tabletop.PERCEPTION: 0.05, tabletop.EVENTS: 0.35, tabletop.GLANCE: 0.25, QUIZ: 0.14,
+              TALK: 0.16, LONG_QUIZ: 0.05},
+    'long': {tabletop.EVENTS: 0.35, tabletop.GLANCE: 0.25, QUIZ: 0.1, TALK: 0.1, LONG_QUIZ: 0.1,
+             LONG_TALK: 0.1},
 }
 # Pictures are drawn larger than the model sees them, as a camera's are.
 SIZES_PX = (96, 144, 192, 192)

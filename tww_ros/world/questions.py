@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tww_ros.world.notes import Chronicle, Seen
+from tww_ros.world.notes import Chronicle, Seen, state_text
 from tww_ros.world.table import COLOURS, PLACES, SHAPES, THINGS, Thing
 
 FAMILIES = ('present', 'backward', 'forward', 'premise', 'follow-up')
@@ -81,6 +81,8 @@ class Asker:
         self.state = chronicle.state
         self.initial = chronicle.episode.initial
         self.now_s = chronicle.clock_s
+        # The reasoning about what can be seen now: to look is to spell the table out.
+        self.in_view = f'now: {state_text(self.state)}'
         self.puts = [seen for seen in self.seen if seen.event.kind == 'put']
         self.known = list(dict.fromkeys(
             [*self.initial.present, *(seen.event.thing for seen in self.seen)]))
@@ -251,7 +253,7 @@ def _ask_what_at(asker: Asker) -> TableQuestion:
     others = ('nothing', 'a cover', *(t.name for t in asker.rng.sample(THINGS, 6)))
     subject = thing if thing is not None and place not in asker.state.covered else None
     return _named(asker, ['What is at the {place}?', 'What stands at the {place} now?'],
-                  TableQuestion('', answer, '', '', 'seen now', subject=subject, others=others),
+                  TableQuestion('', answer, '', '', asker.in_view, subject=subject, others=others),
                   place=PLACES[place])
 
 
@@ -260,7 +262,7 @@ def _ask_how_many_now(asker: Asker) -> TableQuestion:
     count = len(asker.state.present)
     return _named(asker, ['How many objects are on the table?',
                           'How many objects are on the table now?'],
-                  TableQuestion('', str(count), '', '', 'seen now',
+                  TableQuestion('', str(count), '', '', asker.in_view,
                                 others=_near(asker.rng, count)))
 
 
@@ -280,7 +282,7 @@ def _ask_colour_of(asker: Asker) -> TableQuestion | None:
         return None
     thing = asker.rng.choice(alone)
     return _named(asker, ['What colour is the {shape}?'],
-                  TableQuestion('', thing.colour, '', '', 'seen now', subject=thing,
+                  TableQuestion('', thing.colour, '', '', asker.in_view, subject=thing,
                                 others=COLOURS), shape=thing.shape)
 
 
@@ -293,7 +295,7 @@ def _ask_shape_of(asker: Asker) -> TableQuestion | None:
         return None
     thing = asker.rng.choice(alone)
     return _named(asker, ['What is the {colour} object?'],
-                  TableQuestion('', thing.name, '', '', 'seen now', subject=thing,
+                  TableQuestion('', thing.name, '', '', asker.in_view, subject=thing,
                                 others=tuple(f'{thing.colour} {shape}' for shape in SHAPES)),
                   colour=thing.colour)
 
@@ -474,7 +476,7 @@ def _ask_tell_me(asker: Asker) -> TableQuestion:
     else:
         text, so = f'Tell me when the {thing.name} is on the table.', thing in state.things
     if thing is None:
-        reasoning, proof = 'seen now', ()
+        reasoning, proof = asker.in_view, ()
     else:
         events = asker.of(thing)
         last = events[-1] if events else None
