@@ -21,7 +21,7 @@ from tww_ros.errors import ConfigError
 from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.quantization import BITS, QuantizedBlock, QuantScheme, quantize
 from tww_ros.memory.view import Entry, Part, View, lay_out
-from tww_ros.model import attending, attention
+from tww_ros.model import attending, attention, planning
 from tww_ros.model.attention import BACKENDS, choose_backend, packed_attention
 from tww_ros.model.joining import Pages
 from tww_ros.model.planning import plan_step
@@ -193,8 +193,9 @@ def test_joined_parts_change_nothing(backend, made):
 @pytest.mark.parametrize('bits', [0, 3])
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('new', [1, 5, 70])
-def test_many_and_long_parts(backend, new, bits):
-    """More results than are held at once, more tokens than are read at once, one of them odd."""
+def test_many_and_long_parts(backend, new, bits, monkeypatch):
+    """More results than are held at once, more tokens than are read at once, in odd tiles."""
+    monkeypatch.setattr(planning, 'TILE_NUMBERS', 2 * 32 * 251)
     blocks = [(20, bits)] * 40 + [(601, bits)]
     made = Memory(BlockShape(2, 2, 32, torch.float32, CPU), 8, blocks)
     for shift in (0, 9):
@@ -253,8 +254,9 @@ def test_one_part_at_a_time_is_dequantized(backend, bits):
 
 @pytest.mark.parametrize('backend', ['grouped', 'fused'])
 @pytest.mark.parametrize('bits', BITS)
-def test_a_long_quantized_part_is_read_in_tiles(backend, bits):
+def test_a_long_quantized_part_is_read_in_tiles(backend, bits, monkeypatch):
     """A part eight times as long takes no eight times as much memory."""
+    monkeypatch.setattr(planning, 'TILE_NUMBERS', 2 * 64 * 256)
     shape, peaks = BlockShape(2, 2, 64, torch.float32, CPU), {}
     for tokens in (256, 2_048):
         made = Memory(shape, 2, [(tokens, bits)]).add([(0, tokens, 1)], 2, 1, asks=False)

@@ -33,8 +33,8 @@ from tww_ros.model.run import Span
 
 # Spans of so many tokens at most are attended to together.
 SHORT_TOKENS = 8
-# Of a quantized block, tokens that are in full precision at a time.
-TILE_TOKENS = 256
+# Of a quantized block, so many keys' numbers are in full precision at a time.
+TILE_NUMBERS = 1 << 18
 Table = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[['StepPlan', torch.Tensor, int, float], torch.Tensor]
 
@@ -146,6 +146,18 @@ class StepPlan:
                 place.span.mass[:parts] += self.mass[place.mass_at:place.mass_at + parts]
 
 
+@dataclass
+class _Rows:
+    """tokens: of every row; counts: of every run of rows; shifts, each of so many rows as
+    shift_counts says; turned: the first row that meets quantized blocks."""
+
+    tokens: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    shifts: list[int] = field(default_factory=list)
+    shift_counts: list[int] = field(default_factory=list)
+    turned: int = 0
+
+
 def plan_step(spans: Sequence[Span], rope: MRope, dtype: torch.dtype, device: torch.device,
               attend: Attend,
               parts_of: Callable[[View], Sequence[Part]] = lambda view: view.parts) -> StepPlan:
@@ -165,16 +177,17 @@ def plan_step(spans: Sequence[Span], rope: MRope, dtype: torch.dtype, device: to
     if not all(kinds):
         chosen.append([number for number, long in enumerate(kinds) if not long])
     units = [_units(places, numbers, parts_of) for numbers in chosen]
-    tokens, shifts, counts, turned = _lay_rows(places,
-                                               [unit for some in units for unit in some])
+    rows = _lay_rows(places, [unit for some in units for unit in some])
     groups = [_group(places, numbers, some, device)
               for numbers, some in zip(chosen, units, strict=True)]
     positions = np.concatenate([span.run.positions for span in spans], axis=1)  # [3, N]
-    cos, sin = rope.turns(positions, tokens, shifts, dtype)                     # [R + N, D]
-    rows = len(tokens)
-    return StepPlan(places, groups, _to(tokens, device), counts,
-                    (cos[:rows, None], sin[:rows, None]), (cos[rows:], sin[rows:]), turned,
-                    torch.zeros(slots, device=device), rope, attend)
+    tokens = np.array(rows.tokens, np.int64)                                    # [R]
+    cos, sin = rope.turns(positions, tokens, np.array(rows.shifts), np.array(rows.shift_counts),
+                          dtype)                                                # [R + N, D]
+    count = len(tokens)
+    return StepPlan(places, groups, _to(tokens, device), rows.counts,
+                    (cos[:count, None], sin[:count, None]), (cos[count:], sin[count:]),
+                    rows.turned, torch.zeros(slots, device=device), rope, attend)
 
 
 def _units(places: list[SpanPlan], numbers: list[int],
@@ -190,9 +203,10 @@ def _units(places: list[SpanPlan], numbers: list[int],
         for part in parts_of(span.view):
             block, member = part.block, Member(number, part.shift, at)
             at += len(block.lengths) if isinstance(block, Page) else 1
-            step = TILE_TOKENS if isinstance(block, QuantizedBlock) else max(1, part.length)
-            for first in range(0, part.length, step):
-                piece = block, first, min(first + step, part.length), False, times[block]
+            step = _tile_tokens(block) if isinstance(block, QuantizedBlock) else part.length
+            for first in range(0, part.length, max(1, step)):
+                last = min(first + step, part.length)
+                piece = block, first, last, False, times[block]
                 seen.setdefault(piece, []).append(member)
             times[block] += 1
         old, count, own = span.block.length, len(span.run), [Member(number, 0, at)]
@@ -206,30 +220,29 @@ def _units(places: list[SpanPlan], numbers: list[int],
                   key=lambda unit: unit.turned)
 
 
-def _lay_rows(places: list[SpanPlan], units: list[Unit]
-              ) -> tuple[np.ndarray, np.ndarray, list[int], int]:
-    """Give every unit its run of rows.
+def _tile_tokens(block: QuantizedBlock) -> int:
+    """Of a block, that are read at once."""
+    return max(1, TILE_NUMBERS // (block.shape.kv_heads * block.shape.head_dim))
 
-    Out: token and shift of every row [R], the length of every run, and the first turned row.
-    """
-    tokens: list[int] = []
-    shifts: list[int] = []
-    counts: list[int] = []
-    known: dict[tuple, int] = {}
-    turned = 0
+
+def _lay_rows(places: list[SpanPlan], units: list[Unit]) -> _Rows:
+    """Give every unit its run of rows; units that can share one do."""
+    rows, known = _Rows(), {}
     for unit in sorted(units, key=lambda unit: unit.turned):
         key = unit.row_key
         if key not in known:
-            known[key] = len(counts)
-            before = len(tokens)
+            known[key] = len(rows.counts)
+            before = len(rows.tokens)
             for member in unit.members:
                 place = places[member.span]
-                tokens += range(place.first, place.last)
-                shifts += [member.shift] * (place.last - place.first)
-            counts.append(len(tokens) - before)
-            turned = turned if unit.turned else len(tokens)
+                rows.tokens += range(place.first, place.last)
+                rows.shifts.append(member.shift)
+                rows.shift_counts.append(place.last - place.first)
+            rows.counts.append(len(rows.tokens) - before)
+            if not unit.turned:
+                rows.turned = len(rows.tokens)
         unit.rows = known[key]
-    return np.array(tokens, np.int64), np.array(shifts, np.int64), counts, turned
+    return rows
 
 
 def _group(places: list[SpanPlan], numbers: list[int], units: list[Unit],

@@ -63,19 +63,19 @@ class MRope:
         return cos.to(self._device, dtype), sin.to(self._device, dtype)
 
     def turns(self, positions: np.ndarray, tokens: np.ndarray, shifts: np.ndarray,
-              dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+              counts: np.ndarray, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Tables for `rotate_signed` [R + N, D]: R rows, then the N tokens where they stand.
 
-        positions: [3, N]; row r is token `tokens[r]` moved back by `shifts[r]` on every axis. A
-        shift is one more turn, so sines are taken of N tokens and of the distinct shifts only.
+        positions: [3, N]; row r is token `tokens[r]`, moved back on every axis by the first of
+        `shifts` for so many rows as the first of `counts` says, and so on. A shift is one more
+        turn, so sines are taken of tokens and of shifts only, not of all rows.
         """
         rows, half = len(tokens), self.head_dim // 2
         own = np.exp(1j * (positions[self.axis].T * self.inv_freq))             # [N, D/2]
-        distinct, which = np.unique(shifts, return_inverse=True)
-        back = np.exp(-1j * (distinct[:, None] * self.inv_freq))                # [S, D/2]
+        back = np.exp(-1j * (shifts[:, None] * self.inv_freq)).repeat(counts, 0)  # [R, D/2]
         table = np.empty((2, rows + len(own), self.head_dim),
                          np.float64 if dtype == torch.float64 else np.float32)
-        turns = np.concatenate((own[tokens] * back[which], own))                # [R + N, D/2]
+        turns = np.concatenate((own[tokens] * back, own))                       # [R + N, D/2]
         table[0, :, :half] = table[0, :, half:] = turns.real
         table[1, :, half:] = turns.imag
         np.negative(table[1, :, half:], out=table[1, :, :half])
