@@ -241,7 +241,7 @@ def test_notes_that_lag_behind_the_reading_equal_naive_float64(scheme, style, mo
 
     monkeypatch.setattr(loaded, 'encode_patch', count)
     monkeypatch.setattr(loaded, 'step', wait)
-    live = dataclasses.replace(config(), step=StepConfig(chunk_tokens=29))
+    live = dataclasses.replace(config(), step=StepConfig(chunk_tokens=29, measure=False))
     recorder, _, _ = run(loaded, live, story, monkeypatch)
     layout = lay_out(loaded.tokenizer, recorder, story, style, note_limit=NOTE_LIMIT)
     check(layout, scheme)
