@@ -20,12 +20,13 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from tww_ros.errors import FrameError, TwwError
+from tww_ros.node.bridge import image_to_rgb
 from tww_ros.node.diagnostics import TopicState
 from tww_ros.node.listener import Listener, stamp_ns
 from tww_ros.node.parameters import Parameters
 from tww_ros.node.poses import Poses
 from tww_ros.types import Frame, LateFrame
-from tww_ros.video.encodings import compressed_to_rgb, image_to_rgb
+from tww_ros.video.encodings import compressed_to_rgb
 
 TRANSPORTS = {Image: 'set image_transport to raw', CompressedImage: 'set image_transport to '
                                                                     'compressed'}
