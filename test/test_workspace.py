@@ -34,6 +34,8 @@ ROSDEP_KEYS = {
     'pytest-timeout': 'python3-pytest-timeout', 'ruff': 'python3-ruff-pip',
 }
 NOT_IN_ROSDEP = {'accelerate', 'av', 'bitsandbytes', 'peft', 'safetensors', 'tokenizers'}
+# Whoever imports the plugin is pytest; triton comes with torch for CUDA, and kernels need both.
+BROUGHT_ALONG = {'pytest_plugin.py': {'pytest'}, 'kernels.py': {'triton'}}
 # A layer may import from its own and those before it.
 LAYERS = (('types', 'config', 'errors'), ('video', 'memory'), ('model',), ('engine',),
           ('node', 'replay', 'world', 'evaluation', 'training'), ('cli', 'client', 'doctor'))
@@ -114,13 +116,16 @@ def test_every_import_is_declared(folder, lists, tags):
     known |= dependencies('package.xml', *tags) | {'tww_ros'} | set(sys.stdlib_module_names)
     for path in python_files(folder):
         unknown = {name.split('.')[0] for name in imported(path)} - known
-        if path.name == 'pytest_plugin.py':
-            # Whoever imports it is pytest.
-            unknown -= {'pytest'}
+        unknown -= BROUGHT_ALONG.get(path.name, set())
         # Tests share helpers: modules that lie beside them, and folders of test/ (conftest.py).
         unknown -= {name for name in unknown if folder == 'test' and (
             (path.parent / f'{name}.py').is_file() or (ROOT / 'test' / name).is_dir())}
         assert not unknown, f'{path} imports {unknown}: declare it in package.xml or requirements'
+
+
+def test_every_ros_dependency_is_imported():
+    names = {name.split('.')[0] for path in python_files('tww_ros') for name in imported(path)}
+    assert dependencies('package.xml', 'depend') <= names
 
 
 def test_package_xml_declares_every_python_requirement():

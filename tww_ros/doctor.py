@@ -69,6 +69,7 @@ def all_checks() -> Iterator[Check]:
                  'install transformers 5.23 or newer (scripts/setup does)')
     yield _judge('video', _probe('video'), 'install av and pillow (scripts/setup does)')
     yield _judge('bags', _probe('bags'), 'install rosbags (scripts/setup does)')
+    yield _judge('OpenCV', _probe('opencv'), 'install opencv-python-headless (scripts/setup does)')
     yield _four_bit()
     yield from _ros()
 
@@ -135,7 +136,8 @@ def _ros() -> Iterator[Check]:
                  'source install/setup.bash')
     bridge = _probe('cv_bridge')
     if bridge.get('missing'):
-        yield Check('cv_bridge', 'warn', 'not installed: only rgb8, bgr8, mono8 images are read',
+        yield Check('cv_bridge', 'warn', 'not installed: the encodings of docs/ros.md are read, '
+                    'rare ones such as 8UC3 are not',
                     'sudo apt install ros-$ROS_DISTRO-cv-bridge')
     else:
         yield _judge('cv_bridge', bridge, 'its NumPy is another than yours: use numpy<2 with the '
@@ -213,6 +215,16 @@ def _probe_bags() -> str:
     return f'rosbags {_version("rosbags")}'
 
 
+def _probe_opencv() -> str:
+    import cv2
+    import numpy as np
+    image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    _, data = cv2.imencode('.png', image)
+    if not np.array_equal(cv2.imdecode(data, cv2.IMREAD_COLOR), image):
+        raise ArithmeticError('a PNG came back with other pixels')
+    return f'{cv2.__version__}, NumPy {np.__version__}'
+
+
 def _probe_four_bit() -> str:
     import bitsandbytes
     import torch
@@ -245,9 +257,11 @@ def _probe_rclpy() -> str:
 def _probe_interfaces() -> str:
     try:
         request = importlib.import_module('tww_interfaces.srv').Ask.Request()
-        importlib.import_module('tww_interfaces.action').Query.Goal()
+        for action in ('Query', 'Watch'):
+            getattr(importlib.import_module('tww_interfaces.action'), action).Goal()
     except AttributeError:                          # the source folder was found, not the build
-        raise ModuleNotFoundError('tww_interfaces is not built, or not sourced') from None
+        raise ModuleNotFoundError('tww_interfaces is not built or not sourced, or an older '
+                                  'one is') from None
     return f'tww_interfaces, Ask with {len(request.get_fields_and_field_types())} fields'
 
 
@@ -292,8 +306,9 @@ def _probe_dds() -> str:
 
 PROBES: dict[str, Callable[[], str]] = {
     'torch': _probe_torch, 'transformers': _probe_transformers, 'video': _probe_video,
-    'bags': _probe_bags, 'four_bit': _probe_four_bit, 'rclpy': _probe_rclpy,
-    'interfaces': _probe_interfaces, 'cv_bridge': _probe_cv_bridge, 'dds': _probe_dds}
+    'bags': _probe_bags, 'opencv': _probe_opencv, 'four_bit': _probe_four_bit,
+    'rclpy': _probe_rclpy, 'interfaces': _probe_interfaces, 'cv_bridge': _probe_cv_bridge,
+    'dds': _probe_dds}
 _TOP_MODULES = {'four_bit': 'bitsandbytes', 'rclpy': 'rclpy', 'cv_bridge': 'cv_bridge'}
 
 
