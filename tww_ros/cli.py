@@ -385,8 +385,9 @@ def build_parser() -> argparse.ArgumentParser:
     memory_command(commands, _command)
     test_command(commands, _command, parse_settings)
     bench = _command(commands, 'bench', _bench, 'run a benchmark of the repository', """
-        tww bench slice --quick --json slice.json""")
-    bench.add_argument('name')
+        tww bench slice --quick --json slice.json
+        tww bench ros --model embedded --json ros.json""")
+    bench.add_argument('name', help='attention, decode, memory, overlap, ros, scale or slice')
     bench.add_argument('arguments', nargs=argparse.REMAINDER, help='passed on to the benchmark')
     return parser
 
