@@ -223,9 +223,9 @@ class StepConfig(_Checked):
         16, 'encoded temporal patches waiting to be read; when full the watcher waits',
         low=1, high=10_000)
     attention: str = setting(
-        'auto', 'attention backend; auto: the quickest here, timed at the start (with '
+        'auto', 'attention backend; auto: the quickest here, timed in the first step (with '
                 'step.deterministic one that is not timed)',
-        choices=('auto', 'eager', 'grouped', 'fused'))
+        choices=('auto', 'eager', 'grouped', 'fused', 'triton'))
     cpu_threads: int = setting(0, 'on the CPU: torch threads of the watcher and of the reasoner, '
                                   'each; 0 = half of the cores', low=0, high=1_024)
     deterministic: bool = setting(

@@ -22,7 +22,7 @@ from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.quantization import BITS, QuantizedBlock, QuantScheme, quantize
 from tww_ros.memory.view import Entry, Part, View, lay_out
 from tww_ros.model import attending, attention, planning
-from tww_ros.model.attention import BACKENDS, choose_backend, packed_attention
+from tww_ros.model.attention import choose_backend, packed_attention
 from tww_ros.model.joining import Pages
 from tww_ros.model.planning import plan_step
 from tww_ros.model.positions import MRope
@@ -30,6 +30,8 @@ from tww_ros.model.run import Span, TokenRun
 
 CPU = torch.device('cpu')
 LAYER = 1
+# The other one, `triton`, is for GPUs: see test_kernels.
+BACKENDS = ('eager', 'grouped', 'fused')
 THETA = 50.0
 
 
@@ -195,7 +197,7 @@ def test_joined_parts_change_nothing(backend, made):
 @pytest.mark.parametrize('new', [1, 5, 70])
 def test_many_and_long_parts(backend, new, bits, monkeypatch):
     """More results than are held at once, more tokens than are read at once, in odd tiles."""
-    monkeypatch.setattr(planning, 'TILE_NUMBERS', 2 * 32 * 251)
+    monkeypatch.setitem(planning.TILE_NUMBERS, 'cpu', 2 * 32 * 251)
     blocks = [(20, bits)] * 40 + [(601, bits)]
     made = Memory(BlockShape(2, 2, 32, torch.float32, CPU), 8, blocks)
     for shift in (0, 9):
@@ -256,7 +258,7 @@ def test_one_part_at_a_time_is_dequantized(backend, bits):
 @pytest.mark.parametrize('bits', BITS)
 def test_a_long_quantized_part_is_read_in_tiles(backend, bits, monkeypatch):
     """A part eight times as long takes no eight times as much memory."""
-    monkeypatch.setattr(planning, 'TILE_NUMBERS', 2 * 64 * 256)
+    monkeypatch.setitem(planning.TILE_NUMBERS, 'cpu', 2 * 64 * 256)
     shape, peaks = BlockShape(2, 2, 64, torch.float32, CPU), {}
     for tokens in (256, 2_048):
         made = Memory(shape, 2, [(tokens, bits)]).add([(0, tokens, 1)], 2, 1, asks=False)
@@ -343,34 +345,32 @@ SHAPE = BlockShape(2, 2, 32, torch.float32, CPU)
 
 
 def test_auto_takes_the_quickest_for_each_kind_and_says_so(caplog, monkeypatch):
-    cost = {('grouped', 1): 1.0, ('fused', 1): 3.0, ('grouped', 64): 9.0, ('fused', 64): 2.0}
-    names = {}
-
-    def seconds(partial, shape, heads, rows):
-        return cost[names[partial], rows] / 1e3
-
-    def chosen(short, long):
-        return names[short], names[long]
-
+    took_ms = {'short': {'grouped': 1.0, 'fused': 3.0}, 'long': {'grouped': 9.0, 'fused': 2.0}}
     partials = attention._partials(SHAPE)
-    names.update({partial: name for name, partial in partials.items()})
+    names = {partial: name for name, partial in partials.items()}
     monkeypatch.setattr(attention, '_partials', lambda shape: partials)
-    monkeypatch.setattr(attention, '_seconds', seconds)
-    monkeypatch.setattr(attention, 'unit_by_unit', chosen)
+    monkeypatch.setattr(attention, '_ways', lambda *_: took_ms)
+    monkeypatch.setattr(attention, '_seconds', lambda way, device: way / 1e3)
+    monkeypatch.setattr(
+        attention, 'unit_by_unit',
+        lambda short, long, packed: lambda *_: (names[short], names[long], packed))
     attention._quickest.cache_clear()
     with caplog.at_level(logging.INFO, attention.logger.name):
-        assert choose_backend('auto', SHAPE, 8) == ('grouped', 'fused')
-        assert choose_backend('auto', SHAPE, 8) == ('grouped', 'fused')
+        for _ in range(2):
+            auto = choose_backend('auto', SHAPE, 8)
+            for layer in range(2):
+                assert auto(None, None, layer, 1.0) == ('grouped', 'fused', None)
     assert [record.message for record in caplog.records] == [
-        'attention on cpu, torch.float32: short spans grouped 1.00 ms (fused 3.00), '
-        'long spans fused 2.00 ms (grouped 9.00)']
-    assert choose_backend('fixed', SHAPE, 8) == ('fused', 'fused')
+        'attention on cpu, torch.float32: short grouped 1.00 ms (fused 3.00), '
+        'long fused 2.00 ms (grouped 9.00)']
+    assert choose_backend('fixed', SHAPE, 8)() == ('fused', 'fused', None)
     attention._quickest.cache_clear()
 
 
 def test_the_quickest_is_really_timed():
     attention._quickest.cache_clear()
-    assert set(attention._quickest(SHAPE, 8)) <= set(BACKENDS)
+    chosen = attention._quickest(SHAPE, 8, None)
+    assert chosen.keys() == {'short', 'long'} and set(chosen.values()) <= {'grouped', 'fused'}
 
 
 def test_a_backend_that_is_not_there_says_so(monkeypatch):
@@ -383,6 +383,8 @@ def test_a_backend_that_is_not_there_says_so(monkeypatch):
         choose_backend('fused', SHAPE, 8)
     made = Memory(SHAPE, 8, [(9, 0)]).add([(0, 9, 2)], 2, 3)
     made.check('fixed')
+    with pytest.raises(ConfigError, match=r'"triton" needs a GPU and the package triton'):
+        choose_backend('triton', BlockShape(2, 2, 16, torch.float32, CPU), 8)
     with pytest.raises(ConfigError, match=r"expected auto, fixed or one of .* got 'flash'"):
         choose_backend('flash', SHAPE, 8)
 

@@ -183,6 +183,11 @@ def quantize(block: KVBlock, scheme: QuantScheme) -> QuantizedBlock:
                           *(torch.stack(parts, dim=1) for parts in zip(*made, strict=True)))
 
 
+def level_table(bits: int, device: torch.device) -> torch.Tensor:
+    """float32 [2^bits]: what each code stands for, before its scale."""
+    return _levels(bits, device)[1]
+
+
 def turn(x: torch.Tensor) -> torch.Tensor:
     """[..., D] in the basis in which blocks are quantized; products of two such are the same."""
     return _in_groups(x, turned=True)

@@ -8,11 +8,12 @@ parts for spans that ask. They know nothing of sessions, memory or time.
               the readable reference
     grouped   unit by unit: two matrix products of all rows, the results joined by log-sum-exp
     fused     the same with torch's own flash attention, which keeps no scores
+    triton    `fused`, and quantized blocks as they are packed (`model.kernels`), on a GPU
 
-The last two copy no keys: the G query heads that share a key-value head are rows of one product
-(grouped-query attention without expanding), and so are the tokens of all sessions that see a
-block. Results and their log-sum-exps are joined in float32. A quantized block is met in its own
-basis: the query is turned once, and once the sum of values is turned back, so that no key is
+All but the first copy no keys: the G query heads that share a key-value head are rows of one
+product (grouped-query attention without expanding), and so are the tokens of all sessions that
+see a block. Results and their log-sum-exps are joined in float32. A quantized block is met in its
+own basis: the query is turned once, and once the sum of values is turned back, so that no key is
 (q·(Rt) = (Rᵀq)·t); of such a block one tile of one layer is in full precision at a time.
 
     letters   N tokens of the step   R rows   r rows of one unit   K its keys   D head size
@@ -28,7 +29,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from tww_ros.errors import ConfigError
-from tww_ros.memory.quantization import turn, turn_back
+from tww_ros.memory.quantization import QuantizedBlock, turn, turn_back
 from tww_ros.model.planning import Attend, Group, StepPlan, Unit
 from tww_ros.model.positions import rotate, rotate_signed
 
@@ -36,6 +37,10 @@ from tww_ros.model.positions import rotate, rotate_signed
 # only. Out: [h, r · G, D] and the log-sum-exp of the scores [h, r · G] float32.
 Partial = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, bool],
                    tuple[torch.Tensor, torch.Tensor]]
+# The same for a quantized block, as it is packed: turned queries, block, layer, its tokens from
+# and to, scaling. Results are turned.
+Packed = Callable[[torch.Tensor, QuantizedBlock, int, int, int, float],
+                  tuple[torch.Tensor, torch.Tensor]]
 # Results of a long span that are held before they are joined.
 HELD = 16
 
@@ -69,8 +74,11 @@ def attend_eager(plan: StepPlan, query: torch.Tensor, layer: int, scaling: float
     return torch.cat(outputs, 1).transpose(0, 1)
 
 
-def unit_by_unit(short: Partial, long: Partial) -> Attend:
-    """A backend from what attends to one unit, for the group of short spans and for long ones."""
+def unit_by_unit(short: Partial, long: Partial, packed: Packed | None = None) -> Attend:
+    """A backend from what attends to one unit, for the group of short spans and for long ones.
+
+    packed: for quantized units of short spans; without it their levels are read out first.
+    """
     def attend(plan: StepPlan, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
         """[H, N, D] → [N, H, D]."""
         heads, count, head_dim = query.shape
@@ -82,18 +90,21 @@ def unit_by_unit(short: Partial, long: Partial) -> Attend:
         rows = rows.split(plan.row_counts, 1)                                  # [h, r, G, D] each
         output = query.new_empty(count, kv_heads, heads // kv_heads, head_dim)  # [N, h, G, D]
         for group in plan.groups:
-            attended = (_attend_long(plan, group, rows, layer, scaling, long) if group.long else
-                        _attend_short(plan, group, rows, layer, scaling, short))
+            attended = (
+                _attend_long(plan, group, rows, layer, scaling, long) if group.long else
+                _attend_short(plan, group, rows, layer, scaling, short, packed))
             output.index_copy_(0, group.tokens, attended.transpose(0, 1).to(output.dtype))
         return output.flatten(1, 2)
     return attend
 
 
 def _attend_short(plan: StepPlan, group: Group, rows: Sequence[torch.Tensor], layer: int,
-                  scaling: float, partial: Partial) -> torch.Tensor:
+                  scaling: float, partial: Partial, packed: Packed | None) -> torch.Tensor:
     """Spans of few tokens: all results side by side, gathered for each token. → [h, n, G, D]."""
     heads, _, size, head_dim = rows[0].shape
-    found = [partial(rows[unit.rows], *_tile(unit, layer), scaling, unit.square)
+    found = [packed(rows[unit.rows], unit.block, layer, unit.first, unit.last, scaling)
+             if packed is not None and unit.turned else
+             partial(rows[unit.rows], *_tile(unit, layer), scaling, unit.square)
              for unit in group.units]
     results = torch.cat([result for result, _ in found], 1)                    # [h, P · G, D]
     if group.turned < len(found):

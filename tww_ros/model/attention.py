@@ -7,9 +7,9 @@ Out: [1, N, heads, D]. Spans never see each other except through a view that nam
 block.
 
 Which backend: the one that is told; `fixed`, the one that is best by what is known beforehand; or
-`auto`, the quickest here: each is timed once for a device, a dtype and a shape, short and long
-spans apart, and one line is logged. Backends round differently, so a run that must come out the
-same again takes `fixed`.
+`auto`, the quickest here: each is timed once for a device, a dtype and a shape, short spans, long
+spans and quantized blocks apart, and one line is logged. Backends round differently, so a run that
+must come out the same again takes `fixed`.
 
 Registered under the name 'tww' with `AttentionInterface` and `AttentionMaskInterface`; the model
 is not changed.
@@ -20,23 +20,32 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tww_ros.errors import ConfigError
-from tww_ros.memory.block import BlockShape
-from tww_ros.model.attending import Partial, attend_eager, fused, grouped, unit_by_unit
+from tww_ros.memory.block import BlockShape, KVBlock
+from tww_ros.memory.quantization import GROUP, QuantizedBlock, QuantScheme, quantize
+from tww_ros.model.attending import (
+    Packed,
+    Partial,
+    attend_eager,
+    fused,
+    grouped,
+    unit_by_unit,
+)
 from tww_ros.model.planning import Attend, StepPlan
 from tww_ros.model.positions import rotate_signed
 
 NAME = 'tww'
-BACKENDS = ('eager', 'grouped', 'fused')
+BACKENDS = ('eager', 'grouped', 'fused', 'triton')
 # What is timed: one token, and a chunk of reading, over blocks of so many tokens.
 TIMED_ROWS = {'short': 1, 'long': 64}
 TIMED_BLOCKS = (24, 256, 1_024)
-REPEATS = 5
+REPEATS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -68,18 +77,38 @@ def choose_backend(name: str, shape: BlockShape, heads: int) -> Attend:
     """
     if name == 'eager':
         return attend_eager
+    if name == 'grouped':
+        return unit_by_unit(grouped, grouped)
     if name == 'fused':
         partial = fused(shape.device, shape.dtype)
         return unit_by_unit(partial, partial)
-    partials = _partials(shape)
-    if name == 'auto':
-        return unit_by_unit(*(partials[chosen] for chosen in _quickest(shape, heads)))
-    if name == 'fixed':
-        name = 'fused' if 'fused' in partials else 'grouped'
-    if name not in partials:
+    if name not in ('auto', 'fixed', 'triton'):
         raise ConfigError(f'attention backend: expected auto, fixed or one of '
                           f'{", ".join(BACKENDS)}, got {name!r}')
-    return unit_by_unit(partials[name], partials[name])
+    partials, packed = _partials(shape), None
+    if name == 'triton' or shape.device.type == 'cuda':
+        try:
+            packed = _packed(shape)
+        except ConfigError:
+            if name == 'triton':
+                raise
+    if name == 'auto':
+        return _quickest_backend(shape, heads, partials, packed)
+    partial = partials.get('fused', grouped)
+    return unit_by_unit(partial, partial, packed)
+
+
+def _quickest_backend(shape: BlockShape, heads: int, partials: Mapping[str, Partial],
+                      packed: Packed | None) -> Attend:
+    """Chosen at first use, because only the thread that takes the steps has their share of the
+    processor."""
+    @functools.cache
+    def backend() -> Attend:
+        chosen = _quickest(shape, heads, packed)
+        return unit_by_unit(partials[chosen['short']], partials[chosen['long']],
+                            packed if chosen.get('quantized') == 'triton' else None)
+
+    return lambda plan, query, layer, scaling: backend()(plan, query, layer, scaling)
 
 
 def _partials(shape: BlockShape) -> Mapping[str, Partial]:
@@ -90,40 +119,87 @@ def _partials(shape: BlockShape) -> Mapping[str, Partial]:
         return {'grouped': grouped}
 
 
+def _packed(shape: BlockShape) -> Packed:
+    """The Triton kernel, tried once; ConfigError where it does not work."""
+    wrong = f'head size {shape.head_dim}, which is no multiple of {GROUP}'
+    if shape.head_dim % GROUP == 0:
+        try:
+            from tww_ros.model.kernels import attend_quantized
+            block = _noise_block(shape, 1)
+            query = torch.ones(shape.kv_heads, 1, 1, shape.head_dim, dtype=shape.dtype,
+                               device=shape.device)
+            attend_quantized(query, block, 0, 0, 1, 1.0)
+        except Exception as error:
+            wrong = f'{type(error).__name__}: {error}'
+        else:
+            return attend_quantized
+    raise ConfigError('step.attention: "triton" needs a GPU and the package triton, which comes '
+                      f'with torch for CUDA; got {wrong}; take "auto" or "fused"')
+
+
 @functools.cache
-def _quickest(shape: BlockShape, heads: int) -> tuple[str, str]:
-    """Names of the backends for short and long spans, timed; logged once."""
-    partials, chosen, told = _partials(shape), [], []
-    for kind, rows in TIMED_ROWS.items():
-        took_ms = {name: 1e3 * _seconds(partial, shape, heads, rows)
-                   for name, partial in partials.items()}
-        best = min(took_ms, key=took_ms.get)
-        chosen.append(best)
+def _quickest(shape: BlockShape, heads: int, packed: Packed | None) -> Mapping[str, str]:
+    """Which way is quickest for each kind, timed; logged once."""
+    chosen, told = {}, []
+    for kind, ways in _ways(shape, heads, packed).items():
+        took_ms = dict.fromkeys(ways, float('inf'))
+        # In turn, because other work on the machine comes and goes.
+        for _ in range(REPEATS):
+            for name, way in ways.items():
+                took_ms[name] = min(took_ms[name], 1e3 * _seconds(way, shape.device))
+        chosen[kind] = best = min(took_ms, key=took_ms.get)
         others = ', '.join(f'{name} {ms:.2f}' for name, ms in took_ms.items() if name != best)
-        told.append(f'{kind} spans {best} {took_ms[best]:.2f} ms'
-                    f'{f" ({others})" if others else ""}')
+        told.append(f'{kind} {best} {took_ms[best]:.2f} ms{f" ({others})" if others else ""}')
     logger.info('attention on %s, %s: %s', shape.device, shape.dtype, ', '.join(told))
-    return chosen[0], chosen[1]
+    return chosen
+
+
+def _ways(shape: BlockShape, heads: int, packed: Packed | None
+          ) -> dict[str, dict[str, Callable[[], object]]]:
+    """What is timed: one layer over some blocks, by kind and name."""
+    options = {'dtype': shape.dtype, 'device': shape.device}
+    blocks = [torch.randn(shape.kv_heads, tokens, shape.head_dim, **options)
+              for tokens in TIMED_BLOCKS]
+
+    def query(rows: int) -> torch.Tensor:
+        return torch.randn(shape.kv_heads, rows, heads // shape.kv_heads, shape.head_dim,
+                           **options)
+
+    def over_blocks(partial: Partial, rows: torch.Tensor) -> Callable[[], object]:
+        return lambda: [partial(rows, block, block, 1.0, False) for block in blocks]
+
+    ways = {kind: {name: over_blocks(partial, query(rows))
+                   for name, partial in _partials(shape).items()}
+            for kind, rows in TIMED_ROWS.items()}
+    if packed is not None:
+        partial, one = _partials(shape).get('fused', grouped), query(1)
+        last = TIMED_BLOCKS[-1]
+        block = _noise_block(shape, last)
+        ways['quantized'] = {
+            'triton': lambda: packed(one, block, 0, 0, last, 1.0),
+            'read': lambda: partial(one, block.turned_keys(0, 0, last),
+                                    block.turned_values(0, 0, last), 1.0, False)}
+    return ways
+
+
+def _noise_block(shape: BlockShape, tokens: int) -> QuantizedBlock:
+    shape = replace(shape, layers=1)
+    block = KVBlock(shape, capacity=tokens)
+    block.write(0, *torch.randn(2, shape.kv_heads, tokens, shape.head_dim,
+                                device=shape.device).to(shape.dtype))
+    block.commit(tokens, tokens)
+    return quantize(block, QuantScheme())
 
 
 @torch.inference_mode()
-def _seconds(partial: Partial, shape: BlockShape, heads: int, rows: int) -> float:
-    """Of one layer over some blocks: the best of a few."""
-    options = {'dtype': shape.dtype, 'device': shape.device}
-    query = torch.randn(shape.kv_heads, rows, heads // shape.kv_heads, shape.head_dim, **options)
-    blocks = [torch.randn(shape.kv_heads, tokens, shape.head_dim, **options)
-              for tokens in TIMED_BLOCKS]
-    best = float('inf')
-    for _ in range(1 + REPEATS):
-        if shape.device.type == 'cuda':
-            torch.cuda.synchronize(shape.device)
-        start = time.perf_counter()
-        for block in blocks:
-            partial(query, block, block, 1.0, False)
-        if shape.device.type == 'cuda':
-            torch.cuda.synchronize(shape.device)
-        best = min(best, time.perf_counter() - start)
-    return best
+def _seconds(way: Callable[[], object], device: torch.device) -> float:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    way()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _no_mask(*_: object, **__: object) -> None:

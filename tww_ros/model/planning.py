@@ -33,8 +33,9 @@ from tww_ros.model.run import Span
 
 # Spans of so many tokens at most are attended to together.
 SHORT_TOKENS = 8
-# Of a quantized block, so many keys' numbers are in full precision at a time.
-TILE_NUMBERS = 1 << 18
+# Of a quantized block, so many keys' numbers are in full precision at a time: on the CPU what its
+# cache holds, on a GPU what keeps it busy.
+TILE_NUMBERS = {'cpu': 1 << 18, 'cuda': 1 << 22}
 Table = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[['StepPlan', torch.Tensor, int, float], torch.Tensor]
 
@@ -222,7 +223,8 @@ def _units(places: list[SpanPlan], numbers: list[int],
 
 def _tile_tokens(block: QuantizedBlock) -> int:
     """Of a block, that are read at once."""
-    return max(1, TILE_NUMBERS // (block.shape.kv_heads * block.shape.head_dim))
+    shape = block.shape
+    return max(1, TILE_NUMBERS[shape.device.type] // (shape.kv_heads * shape.head_dim))
 
 
 def _lay_rows(places: list[SpanPlan], units: list[Unit]) -> _Rows:
