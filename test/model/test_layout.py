@@ -17,7 +17,7 @@ from reference.layout import Ask, Budgets, Layout, Segment, check_greedy, lay_ou
 from reference.naive import Naive
 
 from tww_ros import EngineConfig, load_model
-from tww_ros.config import MemoryConfig, NoteConfig, StepConfig, WatchConfig
+from tww_ros.config import AnswerConfig, MemoryConfig, NoteConfig, StepConfig, WatchConfig
 
 TOLERANCE = 1e-4
 NOTE_LIMIT = 4
@@ -45,6 +45,8 @@ def config(label_cameras=False, **memory):
     return EngineConfig(
         watch=WatchConfig(segment_s=2.0, min_pixels=1_024, label_cameras=label_cameras),
         note=NoteConfig(max_new_tokens=NOTE_LIMIT, **note_window), memory=MemoryConfig(**memory),
+        # Reasoning before a choice: test_engine_equality.py compares it.
+        answer=AnswerConfig(reason_choices=False),
         step=StepConfig(deterministic=True, chunk_tokens=29))
 
 
