@@ -22,6 +22,7 @@ from transformers import LlamaConfig, Qwen2Config
 from tww_ros import load_model
 from tww_ros.errors import ModelError
 from tww_ros.memory.view import View
+from tww_ros.model import marks
 from tww_ros.model.run import Span, TokenRun
 from tww_ros.model.tiny import tiny_model
 from tww_ros.video.pixels import to_pixels
@@ -281,8 +282,9 @@ def test_cuda_without_cuda():
     refused(['CUDA', 'device="cpu"'], 'tiny-random', device='cuda')
 
 
-def test_the_embedded_model_is_not_there_yet():
-    refused(['embedded', 'tiny-random'], 'embedded')
+def test_a_copy_without_the_embedded_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(marks, 'EMBEDDED', tmp_path / 'embedded')
+    refused(['tww train', 'tiny-random'], 'embedded')
 
 
 def test_too_little_memory_is_said_before_loading(checkpoint, monkeypatch):
