@@ -13,7 +13,7 @@ from reference.layout import START_NS, Ask, Segment, lay_out, run, tell
 from reference.recorder import Recorder
 
 from tww_ros import Engine, EngineConfig, Frame, Question, load_model
-from tww_ros.config import NoteConfig, StepConfig, WatchConfig
+from tww_ros.config import AnswerConfig, NoteConfig, StepConfig, WatchConfig
 from tww_ros.memory.view import Entry, View
 from tww_ros.memory.view import lay_out as lay_out_view
 from tww_ros.model.positions import patch_positions
@@ -22,6 +22,8 @@ from tww_ros.video.pixels import to_pixels
 
 CONFIG = EngineConfig(watch=WatchConfig(segment_s=2.0, min_pixels=1_024),
                       note=NoteConfig(max_new_tokens=6),
+                      # The naive layout chooses at once.
+                      answer=AnswerConfig(reason_choices=False),
                       step=StepConfig(deterministic=True, chunk_tokens=64))
 SCHEMES = [('continuous', 'stock'), ('decoupled', 'tww')]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from tww_ros.training import tabletop
-from tww_ros.training.recipes import LONG_QUIZ, LONG_TALK, MIXTURES, QUIZ, TALK
+from tww_ros.training.recipes import HARD, LONG_QUIZ, LONG_TALK, MIXTURES, QUIZ, TALK
 from tww_ros.training.train import STAGES
-from tww_ros.world.questions import KINDS_OF
+from tww_ros.world.questions import KINDS, KINDS_OF
 
 SEED = 7
 
@@ -33,6 +35,14 @@ def test_a_glance_asks_for_what_can_be_seen_now_with_few_notes() -> None:
         assert {question.kind for question in made.rounds} <= set(KINDS_OF['present'])
         bare += any(question.noted == 0 for question in made.rounds)
     assert bare >= 1
+
+
+def test_what_is_hard_is_asked_twice_as_often() -> None:
+    assert set(HARD) <= set(KINDS)
+    asked = Counter(one.kind for seed in range(12) for one in tabletop.sample(seed, QUIZ).rounds)
+    hard, easy = (sum(asked[kind] for kind in kinds) / len(kinds)
+                  for kinds in (HARD, set(KINDS) - set(HARD)))
+    assert 1.4 * easy < hard < 2.8 * easy
 
 
 @pytest.mark.parametrize('many, few', [(QUIZ, tabletop.SINGLE), (TALK, tabletop.MULTI),

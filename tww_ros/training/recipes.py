@@ -15,14 +15,22 @@ from tww_ros.training import tabletop
 from tww_ros.training.forward import Batch, Rotations, collate
 from tww_ros.training.layout import plan
 from tww_ros.training.tabletop import Recipe
+from tww_ros.world.questions import KINDS
 from tww_ros.world.table import TEST_SEEDS, TRAIN_SEEDS
 
+# What is learnt last is asked twice as often.
+HARD = ('where', 'what_at', 'colour_of', 'nth', 'last', 'before', 'order', 'how_long_ago', 'when',
+        'last_place')
+OFTEN = (*KINDS, *HARD)
 # A stream's notes and pictures cost the same whether one question follows or twenty.
-QUIZ = dataclasses.replace(tabletop.SINGLE, name='quiz', segments=(6, 40), rounds=(10, 18))
-TALK = dataclasses.replace(tabletop.MULTI, name='talk', moments=(2, 4), rounds=(8, 16), sessions=3)
-LONG_QUIZ = dataclasses.replace(tabletop.LONG_SINGLE, name='long-quiz', rounds=(10, 20))
+QUIZ = dataclasses.replace(tabletop.SINGLE, name='quiz', segments=(6, 40), rounds=(10, 18),
+                           kinds=OFTEN)
+TALK = dataclasses.replace(tabletop.MULTI, name='talk', moments=(2, 4), rounds=(8, 16), sessions=3,
+                           kinds=OFTEN)
+LONG_QUIZ = dataclasses.replace(tabletop.LONG_SINGLE, name='long-quiz', rounds=(10, 20),
+                                kinds=OFTEN)
 LONG_TALK = dataclasses.replace(tabletop.LONG, name='long-talk', moments=(2, 4), rounds=(8, 16),
-                                sessions=3)
+                                sessions=3, kinds=OFTEN)
 # Share of the samples of each stage; stages build on each other and keep a little of the ones
 # before. Samples differ in length: a quiz has some twenty times the tokens of a sample of events.
 MIXTURES: dict[str, dict[Recipe, float]] = {

@@ -69,7 +69,8 @@ LONG_SINGLE = Recipe('long-single', (60, 160), (1.0, 5.0), (2, 4), (5, 10), True
 # What can be seen now, asked about crowded tables with few notes or none: who has to look, learns
 # to look.
 GLANCE = Recipe('glance', (1, 3), (0.0, 1.0), (1, 1), (6, 14), True, idle_share=0.0,
-                furnished_share=1.0, most_furniture=8, late_share=1.0, kinds=KINDS_OF['present'])
+                furnished_share=1.0, most_furniture=8, late_share=1.0,
+                kinds=(*KINDS_OF['present'], 'what_at', 'colour_of', 'where'))
 # Segments before a question (and before a note) whose video is kept with video='near'.
 NEAR = 9
 # Timestamps of one to five digits.
