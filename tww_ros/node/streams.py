@@ -10,6 +10,7 @@ that the engine raised in the node; iterating only ends.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -33,7 +34,7 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 
-class GoalStream(Generic[Item, Result]):
+class GoalStream(ABC, Generic[Item, Result]):
     """timeout_s: the goal's own limit; 0 = none, then waiting has none either."""
 
     name = ''
@@ -113,11 +114,13 @@ class GoalStream(Generic[Item, Result]):
             raise error_from_code(result.error_code, result.error_msg)
         return self._read(result)
 
+    @abstractmethod
     def _heard(self, message: Any) -> None:
-        raise NotImplementedError
+        """Put what a feedback message tells among the items."""
 
+    @abstractmethod
     def _read(self, result: Any) -> Result:
-        raise NotImplementedError
+        """The result of a goal that ended well."""
 
 
 class QueryStream(GoalStream[str, Answer]):
