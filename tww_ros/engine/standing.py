@@ -288,7 +288,8 @@ class Standing:
         elif not isinstance(error, (CancelledError, EngineClosedError, NothingSeenError)):
             topic.failures += 1
             log.warning('a check of the watch %r failed: %s', topic.question.text, error)
-            if topic.failures == MAX_FAILURES:
+            # More: a watch that joined meanwhile was not in the check that was one too many.
+            if topic.failures >= MAX_FAILURES:
                 for watch in watches:
                     watch.fail(error)
         with self._lock:

@@ -75,6 +75,7 @@ class EngineRoom:
             engine.close(timeout_s=self._timeout_s)
             raise EngineClosedError('the node is shutting down')
         self.engine = engine
+        self._keep_up()
 
     async def close(self) -> None:
         """End the engine, when what is being done to its memory is done, and free the model."""
@@ -120,6 +121,7 @@ class EngineRoom:
                     raise EngineClosedError('the node is shutting down')
                 self._book(old)
                 self.engine = new.start()
+                self._keep_up()
                 return len(new.memory)
             finally:
                 self.replacing = False
@@ -182,6 +184,10 @@ class EngineRoom:
             raise StoreError(f'{folder} is the memory that is in use; nothing was done')
         return Engine.load(old.model, folder, self._parameters.engine,
                            on_note=partial(self._bell.call, self._on_note))
+
+    def _keep_up(self) -> None:
+        """Tell a new engine what was changed live while it was made."""
+        self.engine.set_sample_fps(self._parameters.engine.watch.sample_fps)
 
     def _end(self, engine: Any) -> None:
         if not engine.close(timeout_s=self._timeout_s):

@@ -27,7 +27,7 @@ from tww_interfaces.msg import MemoryStatus, SegmentNote
 from tww_ros.errors import BusyError, EngineClosedError, TwwError
 from tww_ros.node.cameras import Cameras
 from tww_ros.node.compat import Bell, on_clock_back, set_period, steady_timer
-from tww_ros.node.conversions import note_message
+from tww_ros.node.conversions import note_message, ros_string
 from tww_ros.node.diagnostics import Diagnostics
 from tww_ros.node.engine_room import EngineRoom, LoadModel
 from tww_ros.node.lifecycle import FAILURE, SUCCESS, ManagedNode
@@ -274,13 +274,14 @@ class TwwNode(ManagedNode):
         self._notes.publish(note_message(note))
 
     def _publish_status(self) -> None:
-        self._last_status = self.status()
-        self._status.publish(self._last_status)
-        error = self._last_status.last_error
+        status = self.status()
+        self._status.publish(status)
+        error = status.last_error
         # The status keeps the last error for good; the log tells of it when it is new.
         if self.room.engine is not None and error != self._told_error:
             self._told_error = error
-            self._complain(f'the engine reports: {error}')
+            if error:
+                self._complain(f'the engine reports: {error}')
         now_s = time.monotonic()
         if (self.lifecycle_state == 'configuring'
                 and now_s - self._loading_told_s > LOADING_TOLD_S):
@@ -293,7 +294,7 @@ class TwwNode(ManagedNode):
         message.stamp = self.get_clock().now().to_msg()
         message.ingest_enabled = self.cameras.watching
         if self.failure is not None:
-            message.last_error = str(self.failure)
+            message.last_error = ros_string(str(self.failure))
         return message
 
     def _publish_diagnostics(self) -> None:
@@ -301,7 +302,7 @@ class TwwNode(ManagedNode):
         for camera in cameras:
             if camera.complaint():
                 self._complain(camera.complaint())
-        self._diagnostics_topic.publish(self._diagnostics.report(self._last_status, cameras))
+        self._diagnostics_topic.publish(self._diagnostics.report(self.status(), cameras))
 
     def _complain(self, text: str) -> None:
         text = self._complaints.admit(text)

@@ -91,7 +91,9 @@ class Questions:
                 raise CancelledError('the question was cancelled before it was asked')
             stream = _Stream(goal, self._start(goal.request))
             self._streams[key] = stream
-            self._timer.reset()
+            # A timer that is reset over and over never rings.
+            if self._timer.is_canceled():
+                self._timer.reset()
             self._send_first_words(stream)
             answer = await self._answer(stream.pending)
             stream.send()
