@@ -189,13 +189,14 @@ def test_reasoning_that_does_not_end_is_ended(start, tiny_tww, monkeypatch):
     monkeypatch.setattr(tiny_tww, 'answer_ends', frozenset())
     steps = record(tiny_tww, monkeypatch)
     answer = ask(engine, ('red', 'blue'), max_new_tokens=5).result(WAIT_S)
-    forced = tuple(tiny_tww.encode('\nAnswer: '))
+    forced = tuple(tiny_tww.encode('\nAnswer:'))
     place = next(n for n, step in enumerate(steps) if forced in map(tuple, step))
     assert [len(step[-1]) for step in steps[place - 5:place]] == [1] * 5
     assert sorted(map(tuple, steps[place + 1])) == sorted(
-        tuple(tiny_tww.encode_user(choice)) for choice in ('red', 'blue'))
+        tuple(tiny_tww.encode_user(choice)) for choice in (' red', ' blue'))
     assert answer.finish_reason == 'choice'
-    assert answer.completion_tokens == 5 + len(forced) + len(tiny_tww.encode_user(answer.text))
+    chosen = tiny_tww.encode_user(f' {answer.text}')
+    assert answer.completion_tokens == 5 + len(forced) + len(chosen)
 
 
 def test_choices_and_free_answers_share_steps(start, gate):

@@ -183,6 +183,9 @@ def _reason(model: StepModel, block: KVBlock, view: View, told: Result, limit: i
         if model.decode(ids[-MARK_TOKENS:]).rstrip().endswith(mark):
             return ids, told
     forced = model.encode(f'\n{mark} ')
+    if model.decode(forced[-1:]) == ' ':
+        # No token of the mark: it begins the choice.
+        forced.pop()
     return [*ids, *forced], (yield from prefill(block, view, forced))
 
 

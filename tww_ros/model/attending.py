@@ -183,7 +183,8 @@ def _add_mass(plan: StepPlan, group: Group, rows: Sequence[torch.Tensor], layer:
         for unit in some.units:
             query = rows[unit.rows].flatten(1, 2)[:, -minus.shape[1]:]         # [h, r · G, D]
             keys = unit.block.layer_keys(layer, unit.last)                     # [h, K, D]
-            scores.append(torch.baddbmm(minus, query, keys.transpose(1, 2), alpha=scaling))
+            scores.append(torch.baddbmm(minus, query.to(minus.dtype),
+                                        keys.transpose(1, 2).to(minus.dtype), alpha=scaling))
         shares = torch.cat(scores, 2).exp_().unflatten(1, (-1, lse.shape[2]))  # [h, r, G, K]
         found.append(shares.sum(2).sum(0).flatten())                           # [r · K]
     plan.mass.index_add_(0, group.slots, torch.cat(found).to(plan.mass.dtype))
