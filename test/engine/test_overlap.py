@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from engine.harness import WAIT_S, S, clip, frame, until, watch
 
@@ -190,3 +191,61 @@ def test_a_note_lets_an_answer_pass_until_its_first_token_but_not_for_ever(start
     assert len(spans) > 60 and set(spans) == {1, 2}
     assert {later - earlier for earlier, later in itertools.pairwise(together)} == {9}
     assert engine.stats().notes_written == written + 1
+
+
+@pytest.mark.parametrize('ahead', [True, False])
+def test_an_odd_frame_is_encoded_before_a_question_needs_it(start, monkeypatch, ahead):
+    """And the question sees the same as if it had not been."""
+    model, encoded = ScriptedModel(), []
+    encode = model.encode_patch
+
+    def listen(pixels):
+        encoded.append(pixels)
+        return encode(pixels)
+
+    monkeypatch.setattr(model, 'encode_patch', listen)
+    engine = start(model, watch__encode_ahead=ahead, watch__idle_close_s=100.0)
+    for one in clip(0, 1.5):                                # 0.0 0.5 | 1.0
+        engine.push(one)
+    until(lambda: len(encoded) >= 1 + ahead, 'what can be encoded was')
+    assert engine.ask(Question('what?')).result(WAIT_S).as_of_ns == S
+    assert engine.drain(WAIT_S)
+    assert len(encoded) == 2 and engine.stats().frames_watched == 3
+
+
+def test_a_frame_that_was_encoded_ahead_still_becomes_half_of_a_patch(start, monkeypatch):
+    model, encoded = ScriptedModel(), []
+    encode = model.encode_patch
+
+    def listen(pixels):
+        encoded.append(pixels.values)
+        return encode(pixels)
+
+    monkeypatch.setattr(model, 'encode_patch', listen)
+    engine = start(model, watch__idle_close_s=100.0)
+    first, second = clip(0, 1)
+    engine.push(first)
+    until(lambda: len(encoded) == 1, 'it was encoded ahead')
+    engine.push(second)
+    assert engine.drain(WAIT_S)
+    assert len(encoded) == 2 and engine.stats().frames_watched == 2
+    assert not np.array_equal(encoded[0], encoded[1])
+
+
+def test_a_frame_that_cannot_be_encoded_ahead_is_reported_once(start, monkeypatch):
+    model, tried = ScriptedModel(), []
+
+    def fail(pixels):
+        tried.append(pixels)
+        raise RuntimeError('no such kernel')
+
+    engine = start(model, watch__idle_close_s=100.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, 'encode_patch', fail)
+        engine.push(clip(0, 1)[0])
+        until(lambda: len(tried) == 1, 'it was tried ahead')
+        assert engine.stats().last_error == ''
+        assert engine.drain(WAIT_S)
+        assert len(tried) == 2 and 'no such kernel' in engine.stats().last_error
+    watch(engine, clip(1, 2))
+    assert engine.stats().frames_watched == 2

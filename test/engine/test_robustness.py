@@ -304,3 +304,21 @@ def test_a_model_that_fails_for_good(start):
     assert engine.stats().frames_rejected == 8
     broken.clear()
     assert ask(engine).result(WAIT_S).text == 'yes'
+
+
+def test_a_question_goes_on_when_the_frames_before_it_cannot_be_put_away(start, monkeypatch):
+    engine = start(ScriptedModel())
+    watch(engine, clip(0, 2))
+
+    def fail(event):
+        raise OSError('no room for a picture')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._watcher, '_picture', fail)
+        for one in clip(2, 2.5):
+            engine.push(one)
+        assert ask(engine).result(WAIT_S).as_of_ns == 1.5 * S
+        assert 'no room for a picture' in engine.stats().last_error
+        for one in clip(2.5, 3):
+            engine.push(one)
+        assert engine.drain(WAIT_S)

@@ -5,15 +5,20 @@ queue. Out: items in the reasoner's inbox. When the queue is full the oldest fra
 counted; marks are never dropped. A mark closes the open segments when it is reached, so a question
 sees every frame that arrived before it.
 
+With nothing else to do it encodes the open segments' odd frames ahead, as the patches that a
+question would make of them.
+
 It runs the vision tower and never the language model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +32,7 @@ from tww_ros.engine.reader import CloseItem, PatchItem
 from tww_ros.engine.reasoner import DrainItem, QuestionItem, Reasoner
 from tww_ros.memory.thumbnail import SIDE_PX
 from tww_ros.model.protocol import StepModel
+from tww_ros.model.run import VisionTokens
 from tww_ros.types import NS_PER_S, Frame, LateFrame
 from tww_ros.video.pixels import Pixels, to_pixels
 from tww_ros.video.segmentation import Event, FrameIntake, PatchReady, SegmentKey
@@ -51,7 +57,7 @@ class RateItem:
 
 Mark = QuestionItem | DrainItem | JumpItem | RateItem
 # A patch waits for the first token of an answer for so long at most.
-ANSWER_PAUSE_S = 0.1
+ANSWER_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +71,15 @@ class _Silent:
     """Cameras from which nothing came for so long that their open segments should close."""
 
     cameras: list[str]
+
+
+class _Look:
+    """One patch's pixels and vision tokens; None = not encoded, or it failed."""
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self.frames = tuple(frames)
+        self.pixels: Pixels | None = None
+        self.vision: VisionTokens | None = None
 
 
 class Watcher:
@@ -85,6 +100,8 @@ class Watcher:
         self._arrived_s: dict[str, float] = {}
         self._zero_ns: dict[int, int] = {}
         self._pictured: dict[str, SegmentKey] = {}
+        # By camera, of the frames that do not yet fill a patch.
+        self._ahead: dict[str, _Look] = {}
         self._drop = TokenDrop(config.watch, patch_size=model.patch_size,
                                merge_size=model.merge_size)
         # The newest question that was passed on, until what came behind it is looked at.
@@ -190,12 +207,21 @@ class Watcher:
                         self._send(self._intake.close('idle', camera))
                 elif isinstance(item, _Arrived):
                     self._watch(item)
+                elif isinstance(item, _Look):
+                    # As a patch it is tried again, and reported.
+                    with contextlib.suppress(Exception):
+                        self._encode(item)
                 else:
                     self._pass(item)
             except Exception as error:
                 self._report('a frame could not be watched', error)
+                # Whoever waits hears of what could be watched.
+                if isinstance(item, QuestionItem):
+                    self._reasoner.put(QuestionItem(item.pending, self.epoch))
+                elif isinstance(item, DrainItem):
+                    self._reasoner.put(item)
 
-    def _next(self) -> _Arrived | Mark | _Silent | None:
+    def _next(self) -> _Arrived | Mark | _Silent | _Look | None:
         """The next thing to do; None when stopping."""
         with self._changed:
             while not self._stopping:
@@ -208,8 +234,22 @@ class Watcher:
                         self._frames -= 1
                         self._changed.notify_all()
                     return item
+                if ahead := self._look_ahead():
+                    return ahead
                 self._changed.wait(wait_s)
             return None
+
+    def _look_ahead(self) -> _Look | None:
+        """Frames that a question would make a patch of, not encoded yet; each is tried once."""
+        if self._config.step.deterministic or not self._config.watch.encode_ahead:
+            return None
+        for camera, segmenter in self._intake.segmenters.items():
+            waiting = tuple(segmenter.open.waiting) if segmenter.open is not None else ()
+            known = self._ahead.get(camera)
+            if waiting and (known is None or known.frames != waiting):
+                self._ahead[camera] = look = _Look(waiting)
+                return look
+        return None
 
     def _silent(self) -> tuple[list[str], float | None]:
         """Cameras whose open segment should close now, and seconds until the next one should.
@@ -283,15 +323,12 @@ class Watcher:
                 continue
             frames = event.patch.frames
             self._let_answer_begin()
+            look = self._ahead.pop(event.segment_key.camera, None)
             try:
-                pixels = to_pixels(
-                    [frame.image for frame in frames], patch_size=self._model.patch_size,
-                    merge_size=self._model.merge_size,
-                    temporal_patch_size=self._model.temporal_patch_size,
-                    min_pixels=self._config.watch.min_pixels,
-                    max_pixels=self._config.watch.max_pixels)
-                keep = self._keep(event, pixels)
-                vision = self._model.encode_patch(pixels)
+                if look is None or look.frames != frames or look.vision is None:
+                    look = _Look(frames)
+                    self._encode(look)
+                keep = self._keep(event, look.pixels)
             except Exception as error:
                 # What changed in it was not seen: the next patch is kept whole.
                 self._drop.forget(event.segment_key.camera)
@@ -305,8 +342,16 @@ class Watcher:
             pose = next((frame.pose for frame in reversed(frames) if frame.pose), None)
             self._reasoner.put(PatchItem(
                 event.segment_key, max(0, time_ns) / NS_PER_S, frames[0].stamp_ns,
-                frames[-1].stamp_ns, len(frames), vision, pose, self._pushed_s,
+                frames[-1].stamp_ns, len(frames), look.vision, pose, self._pushed_s,
                 self._zero_ns[event.segment_key.epoch], self._picture(event), keep))
+
+    def _encode(self, look: _Look) -> None:
+        pixels = to_pixels(
+            [frame.image for frame in look.frames], patch_size=self._model.patch_size,
+            merge_size=self._model.merge_size,
+            temporal_patch_size=self._model.temporal_patch_size,
+            min_pixels=self._config.watch.min_pixels, max_pixels=self._config.watch.max_pixels)
+        look.pixels, look.vision = pixels, self._model.encode_patch(pixels)
 
     def _keep(self, event: PatchReady, pixels: Pixels) -> np.ndarray | None:
         """bool [V]: the vision tokens that tell something new; None = all, nothing is dropped."""

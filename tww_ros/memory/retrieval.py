@@ -100,7 +100,11 @@ class QueryTap:
     def add(self, layer: int, queries: torch.Tensor) -> None:
         """Keep the queries [H·G, T, D] of one layer."""
         if layer in self.layers:
-            self.seen[layer] = queries[:, -TAPPED:].to(torch.float32)
+            queries = queries[:, -TAPPED:].to(torch.float32)
+            # A long question comes in several steps.
+            if (earlier := self.seen.get(layer)) is not None:
+                queries = torch.cat((earlier, queries), 1)[:, -TAPPED:]
+            self.seen[layer] = queries
 
     def scores(self, means: torch.Tensor) -> torch.Tensor:
         """[N] of segments with mean keys [N, L, H, D]: the best token's match, averaged over heads
