@@ -178,6 +178,7 @@ def _filled(shape: BlockShape, tokens: int, start: int, bits: int) -> Block:
     options = {'dtype': shape.dtype, 'device': shape.device}
     block.write(0, torch.randn(size, **options), torch.randn(size, **options))
     block.commit(tokens, start + tokens)
+    block.seal()
     return quantize(block, QuantScheme(bits)) if bits else block
 
 

@@ -213,6 +213,15 @@ def test_the_plan_is_the_best_of_all_plans_that_keep_the_promise(name, token_ms)
             assert read / took_s == pytest.approx(best)
 
 
+def test_a_note_alone_makes_reading_no_slower():
+    """The promise is about the words of answers."""
+    scheduler = Scheduler(StepConfig(token_ms=15.0), COSTS['cpu'])
+    with_note, with_answer = Pile(200), Pile(200)
+    step = take(scheduler, [], with_note, note=Pile(*[1] * 9))
+    assert step.get(with_note) == 200 or take(scheduler, [], with_note)[with_note] == 200
+    assert take(scheduler, decoders(1), with_answer).get(with_answer, 0) < 100
+
+
 def test_machines_get_different_plans():
     """Eight that decode and a patch: all together where rows cost nothing, fours on an Orin."""
     def first(name, **config):

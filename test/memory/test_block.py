@@ -93,6 +93,17 @@ def test_room_reserved_at_the_start_is_never_moved():
     assert block.keys.data_ptr() == address
 
 
+def test_sealed_until_something_is_added():
+    block, *_ = filled([3, 2])
+    assert not block.sealed
+    block.seal()
+    assert block.sealed and block.capacity == block.length == 5
+    assert block.keep(torch.tensor([True, False] * 2 + [True])).sealed
+    assert KVBlock.from_state(SHAPE, block.start, block.end, block.state()).sealed
+    append(block, *torch.ones(2, LAYERS, HEADS, 1, SIZE), 0, 1)
+    assert not block.sealed and block.length == 6
+
+
 def test_a_slice_is_the_storage_itself():
     block, *_ = filled([5])
     part = block.keys[1, :, :3]

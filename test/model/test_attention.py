@@ -70,6 +70,7 @@ class Memory:
         for tokens, bits in blocks:
             block = KVBlock(shape)
             self.fill(block, tokens, self.rng.integers(0, 50, (3, tokens)))
+            block.seal()
             self.blocks.append(quantize(block, QuantScheme(bits)) if bits else block)
         self.spans, self.inputs, self.expected, self.shares = [], [], [], []
 

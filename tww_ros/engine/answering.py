@@ -165,8 +165,9 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
         return
 
     yield from prefill(block, block_view, closer, logits='none')
-    block.seal()
     own.append(Entry(block, 'target'))
+    for entry in own:
+        entry.block.seal()
     sessions.add(session, Round(look.after, tuple(own), f'{question.text} {text}'))
 
 

@@ -100,7 +100,9 @@ class Scheduler:
             queue = decoding if note.rows == 1 else rest
             queue.insert(0 if self._passed >= NOTE_PATIENCE else len(queue), note)
         decoding = decoding[:self._together(len(decoding))]
-        rows, mixed = self._room(len(decoding), sum(work.rows for work in rest))
+        # Nobody waits for the next word of a note.
+        limit_s = self._limit_s() if any(work is not note for work in decoding) else np.inf
+        rows, mixed = self._room(len(decoding), sum(work.rows for work in rest), limit_s)
         if decoding and rest and not mixed:
             decoding, rest = ([], rest) if self._decoded else (decoding, [])
         self._decoded = bool(decoding)
@@ -133,7 +135,7 @@ class Scheduler:
         best = int(np.argmin(each_s))
         return count if each_s[-1] <= WORTHWHILE * each_s[best] else best + 1
 
-    def _room(self, decoding: int, waiting: int) -> tuple[int, bool]:
+    def _room(self, decoding: int, waiting: int, limit_s: float) -> tuple[int, bool]:
         """Rows for the rest while so many decode, and whether all of them share one step."""
         most = min(waiting, self.budget)
         if not decoding or not most:
@@ -147,7 +149,7 @@ class Scheduler:
         fit = max(0, min(most, beside))
         at_once_s[:fit] = self._table[decoding + 1:decoding + fit + 1]
         cheaper_s = np.minimum(at_once_s, in_turns_s)
-        kept = cheaper_s <= self._limit_s()
+        kept = cheaper_s <= limit_s
         # The last of the best: the same pace with fewer steps.
         best = (most - 1 - int(np.argmax((kept * rows / cheaper_s)[::-1])) if kept.any()
                 else min(LEAST_READ, most) - 1)

@@ -48,6 +48,8 @@ class KVBlock:
         self.start = start
         self.end = start
         self.length = 0
+        # Complete: as long as nothing is added, who keeps copies of it may go on using them.
+        self.sealed = False
         self.keys, self.values = self._allocate(capacity)
 
     @property
@@ -85,6 +87,7 @@ class KVBlock:
         """Count `tokens` written in every layer; `end` = the first free stored position."""
         self.length += tokens
         self.end = end
+        self.sealed = False
 
     def layer_keys(self, layer: int, length: int) -> torch.Tensor:
         """Keys of the first `length` tokens of one layer, [H, length, D]: a slice, no copy."""
@@ -101,6 +104,7 @@ class KVBlock:
             keys[:] = self.keys[:, :, :self.length]
             values[:] = self.values[:, :, :self.length]
             self.keys, self.values = keys, values
+        self.sealed = True
 
     def keep(self, mask: torch.Tensor) -> KVBlock:
         """A sealed copy with only the tokens where `mask` (bool [length]) is true.
@@ -132,6 +136,7 @@ class KVBlock:
         block.keys, block.values = (state[name].to(shape.device, shape.dtype)
                                     for name in ('keys', 'values'))
         block.commit(block.capacity, end)
+        block.sealed = True
         return block
 
     def _copy(self, shape: BlockShape, keys: torch.Tensor, values: torch.Tensor) -> KVBlock:
@@ -139,6 +144,7 @@ class KVBlock:
         block.keys.copy_(keys)
         block.values.copy_(values)
         block.commit(keys.shape[2], self.end)
+        block.sealed = True
         return block
 
     def _allocate(self, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Pages: many small parts of a view, laid into one, so that attention does not run over each.
 
 In: a view's parts. Out: the same tokens in the same order in fewer parts. A view of a long stream
-holds hundreds of notes of twenty tokens, each with its own shift; a matrix product for each of
+holds hundreds of notes and rounds of twenty tokens, each with its own shift; a matrix product for each of
 them, in every layer and for every token, costs far more than the products themselves. A page
 holds copies of consecutive small blocks, their keys turned so that one shift serves all:
 
@@ -138,8 +138,8 @@ class Pages:
 
 
 def _may_join(part: Part) -> bool:
-    """Small, complete, of memory: what does not grow any more."""
-    return (part.segment_id is not None and isinstance(part.block, KVBlock)
+    """Small, complete, and not about to grow."""
+    return (isinstance(part.block, KVBlock) and part.block.sealed
             and part.length == part.block.length <= LONGEST_TOKENS)
 
 
