@@ -121,6 +121,7 @@ def written(model: VideoLanguageModel, tokens: int, start: int) -> KVBlock:
     """A block of text that stands at `start` and sees itself only."""
     block = model.new_block(start, capacity=tokens)
     prefill(model, block, EMPTY, tokens)
+    block.seal()
     return block
 
 
