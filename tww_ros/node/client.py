@@ -19,11 +19,13 @@ several threads. Every call has a time limit, and a twin for asyncio whose name 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar
 
 from rclpy.action import ActionClient
@@ -52,9 +54,9 @@ from tww_ros.node.conversions import (
     to_time,
 )
 from tww_ros.node.qos import ACTION_CLIENT, MANY
-from tww_ros.node.spinning import SpinningNode
+from tww_ros.node.spinning import SpinningNode, is_there
 from tww_ros.node.streams import GRACE_S, REPLY_S, QueryStream, WatchStream
-from tww_ros.node.waiting import shared, wait, wait_async
+from tww_ros.node.waiting import wait, wait_async
 from tww_ros.types import Answer, Note, Question, SegmentInfo, WatchQuestion
 
 DISCOVERY_S = 10.0
@@ -102,7 +104,7 @@ class TwwClient:
         self.close()
 
     def close(self) -> None:
-        """Stop spinning and leave ROS. Idempotent."""
+        """Stop spinning and leave ROS; who still waits gets EngineClosedError. Idempotent."""
         self._spinning.close(self._query.destroy, self._watch.destroy)
 
     # questions ----------------------------------------------------------------------------------
@@ -294,7 +296,8 @@ class TwwClient:
         self._find(client)
         future = client.call_async(request)
         try:
-            return wait(shared(future), _limit_s(timeout_s), client.srv_name)
+            return wait(self._spinning.share(future), _limit_s(timeout_s), client.srv_name,
+                        partial(is_there, client))
         finally:
             client.remove_pending_request(future)
 
@@ -302,22 +305,25 @@ class TwwClient:
         await self._find_async(client)
         future = client.call_async(request)
         try:
-            return await wait_async(shared(future), _limit_s(timeout_s), client.srv_name)
+            return await wait_async(self._spinning.share(future), _limit_s(timeout_s),
+                                    client.srv_name, partial(is_there, client))
         finally:
             client.remove_pending_request(future)
 
     def _find(self, client: Any) -> None:
         """Wait until the node is there; EngineClosedError when it does not come."""
         action = isinstance(client, ActionClient)
-        if not (client.wait_for_server if action else client.wait_for_service)(DISCOVERY_S):
+        # Unless it is closed meanwhile.
+        with contextlib.suppress(RuntimeError):
+            (client.wait_for_server if action else client.wait_for_service)(DISCOVERY_S)
+        if not is_there(client):
             name = client._action_name if action else client.srv_name
             raise EngineClosedError(
                 f'{name}: no such service or action within {DISCOVERY_S:g} s; start the node '
                 f'{self._target}, and check ROS_DOMAIN_ID')
 
     async def _find_async(self, client: Any) -> None:
-        action = isinstance(client, ActionClient)
-        if not (client.server_is_ready if action else client.service_is_ready)():
+        if not is_there(client):
             await asyncio.to_thread(self._find, client)
 
     def _on_status(self, status: MemoryStatus) -> None:

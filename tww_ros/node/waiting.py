@@ -1,20 +1,30 @@
 """Waiting for what another thread brings, in a thread that blocks or in a coroutine of asyncio.
 
 In: rclpy futures, items put from the executor's thread. Out: their results, or AnswerTimeoutError
-with what was waited for. Everything is a future of concurrent.futures, because both kinds of
-callers can wait for those. It knows nothing of questions.
+with what was waited for, or EngineClosedError when who should bring it has gone: ROS says nothing
+to who waits for a node that has died. Everything is a future of concurrent.futures, because both
+kinds of callers can wait for those. It knows nothing of questions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import threading
+import time
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Generic, TypeVar
 
-from tww_ros.errors import AnswerTimeoutError
+from tww_ros.errors import AnswerTimeoutError, EngineClosedError, TwwError
+
+# How often who waits looks whether the other side is still there, and how long it has to be gone:
+# the last words of a node that ends may come after it was seen to have gone.
+LOOK_S = 1.0
+GONE_S = 2.0
 
 Item = TypeVar('Item')
 
@@ -27,35 +37,76 @@ def shared(future: Any) -> Future:
     def end(done: Any) -> None:
         error = done.exception()
         if error is not None:
-            made.set_exception(error)
+            fail(made, error)
         else:
-            made.set_result(done.result())
+            with contextlib.suppress(InvalidStateError):
+                made.set_result(done.result())
 
     future.add_done_callback(end)
     return made
 
 
-def wait(future: Future, timeout_s: float | None, what: str) -> Any:
-    """Its result; blocks. timeout_s: None = for ever."""
-    try:
-        return future.result(timeout_s)
-    except FutureTimeoutError:
-        # What cannot be cancelled any more has come at the last moment.
-        if not future.cancel() and future.done():
-            return future.result()
-        raise _late(what, timeout_s) from None
+def fail(future: Future, error: BaseException) -> None:
+    """End a future with an error, unless it has ended."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)
 
 
-async def wait_async(future: Future, timeout_s: float | None, what: str) -> Any:
+def wait(future: Future, timeout_s: float | None, what: str,
+         is_there: Callable[[], bool] = lambda: True) -> Any:
+    """Its result; blocks. timeout_s: None = for ever; is_there: whether it can still come."""
+    patience = _Patience(timeout_s, what, is_there)
+    while not future.done():
+        try:
+            return future.result(patience.next_s())
+        except FutureTimeoutError:
+            patience.look(future)
+    return future.result()
+
+
+async def wait_async(future: Future, timeout_s: float | None, what: str,
+                     is_there: Callable[[], bool] = lambda: True) -> Any:
     """The same for a coroutine."""
+    patience = _Patience(timeout_s, what, is_there)
+    wrapped = asyncio.wrap_future(future)
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
-    except asyncio.TimeoutError:
-        raise _late(what, timeout_s) from None
+        while not (await asyncio.wait((wrapped,), timeout=patience.next_s()))[0]:
+            patience.look(future)
+        return wrapped.result()
+    finally:
+        # Also when the coroutine is cancelled.
+        future.cancel()
+        wrapped.cancel()
 
 
-def _late(what: str, timeout_s: float | None) -> AnswerTimeoutError:
-    return AnswerTimeoutError(f'{what}: nothing came within {timeout_s:g} s; has the node ended?')
+class _Patience:
+    """Until when to wait, and what for."""
+
+    def __init__(self, timeout_s: float | None, what: str, is_there: Callable[[], bool]) -> None:
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._what = what
+        self._is_there = is_there
+        self._began_s = self._there_s = time.monotonic()
+
+    def next_s(self) -> float:
+        """How long to wait before the next look."""
+        return min(LOOK_S, max(0.0, self._began_s + self._timeout_s - time.monotonic()))
+
+    def look(self, future: Future) -> None:
+        """Raise why there is nothing to wait for any more; what has come by then counts."""
+        now_s = time.monotonic()
+        if self._is_there():
+            self._there_s = now_s
+        error: TwwError | None = None
+        if now_s - self._began_s >= self._timeout_s:
+            error = AnswerTimeoutError(f'{self._what}: nothing came within {self._timeout_s:g} s; '
+                                       'has the node ended?')
+        elif now_s - self._there_s >= GONE_S:
+            error = EngineClosedError(f'{self._what}: the node that was to reply has gone; start '
+                                      'it again, and ask again')
+        # What cannot be cancelled and is done has come at the last moment.
+        if error is not None and (future.cancel() or not future.done()):
+            raise error from None
 
 
 class Mailbox(Generic[Item]):
