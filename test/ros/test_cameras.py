@@ -18,10 +18,11 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
+from ros.manager import until
 from sensor_msgs.msg import CompressedImage, Image
 
 from tww_interfaces.srv import Ask
-from tww_ros.errors import FrameError
+from tww_ros.errors import ConfigError, FrameError
 from tww_ros.node.client import TwwClient
 from tww_ros.node.conversions import from_time, to_time
 from tww_ros.node.listener import Listener, stamp_ns
@@ -147,6 +148,25 @@ def test_each_mismatch_names_its_fix(robot: Robot) -> None:
     assert '/robot/driver offers best_effort' in state('best').mismatch
     assert state('good').mismatch == '' and state('good').publishers == 1
     assert set(state('nothing').elsewhere) == {'/robot/best', '/robot/good', '/robot/jpeg'}
+
+
+@pytest.mark.timeout(60)
+def test_the_name_of_a_topic(robot: Robot) -> None:
+    """Remapped once, known without the subscription, and refused when there can be none."""
+    robot.driver('/right')
+    node = Node('swapped', context=robot.node.context,
+                cli_args=['--ros-args', '-r', '/left:=/right', '-r', '/right:=/left'])
+    listener = Listener(node, 'camera', 'left', '/left', Image, print, {Image: ''}, depth=5)
+    assert listener.topic == '/right'
+    listener.open()
+    until(lambda: listener.state().publishers == 1, 'the driver was not found')
+    assert listener.state().topic == '/right'
+    with pytest.raises(ConfigError, match='pose_topic'):
+        Listener(node, 'pose', 'pose', '9 lives', Odometry, print, {Odometry: ''}, depth=5)
+    listener.close()
+    node.destroy_node()
+    # The watcher's thread may still ask.
+    assert listener.topic == '/right'
 
 
 @pytest.mark.timeout(120)

@@ -27,7 +27,7 @@ from rclpy.qos import (
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from tww_ros.errors import FrameError
+from tww_ros.errors import ConfigError, FrameError
 from tww_ros.node.diagnostics import STALE_S, TopicState
 from tww_ros.types import NS_PER_S
 
@@ -42,6 +42,8 @@ class Listener:
 
     types: message type → what to set so that it is the expected one; `kind` is among them.
     reliability: 'reliable' or 'best_effort'; setting: the parameter it comes from, if any.
+    Raises ConfigError when there can be no such topic. `topic`: its full name, after remapping; to
+    be read from any thread.
     """
 
     def __init__(self, node: Node, role: str, name: str, topic: str, kind: type,
@@ -52,6 +54,12 @@ class Listener:
         self._role, self._name = role, name
         self.kind = kind
         self._wanted_topic = topic
+        try:
+            self.topic = node.resolve_topic_name(topic)
+        except RuntimeError as error:
+            raise ConfigError(
+                f'{role} {name!r}: expected a topic such as odom or /robot/odom, got {topic!r} '
+                f'({error}); check cameras, pose_topic and remappings') from error
         self._take = take
         self._fixes = {_type_name(each): fix for each, fix in types.items()}
         self._depth, self._reliability, self._setting = depth, reliability, setting
@@ -61,30 +69,29 @@ class Listener:
         self._moments: deque[float] = deque(maxlen=MOMENTS_KEPT)
 
     @property
-    def topic(self) -> str:
-        """Full name, after remapping when subscribed."""
-        return (self._subscription.topic_name if self._subscription is not None
-                else self._node.resolve_topic_name(self._wanted_topic))
-
-    @property
     def messages(self) -> int:
         """Messages received since the start."""
         return self._messages
 
     def open(self) -> None:
-        """Subscribe. Idempotent."""
+        """Subscribe. Idempotent. ConfigError when its QoS overrides do not fit."""
         if self._subscription is not None:
             return
         self._opened_s = time.monotonic()
         self._moments.clear()
         reliability = (ReliabilityPolicy.RELIABLE if self._reliability == 'reliable'
                        else ReliabilityPolicy.BEST_EFFORT)
-        self._subscription = self._node.create_subscription(
-            self.kind, self._wanted_topic, self._on_message,
-            QoSProfile(depth=self._depth, history=HistoryPolicy.KEEP_LAST,
-                       reliability=reliability),
-            callback_group=MutuallyExclusiveCallbackGroup(), raw=True,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        try:
+            self._subscription = self._node.create_subscription(
+                self.kind, self._wanted_topic, self._on_message,
+                QoSProfile(depth=self._depth, history=HistoryPolicy.KEEP_LAST,
+                           reliability=reliability),
+                callback_group=MutuallyExclusiveCallbackGroup(), raw=True,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        except Exception as error:  # rclpy has a kind of its own for each value that is none
+            raise ConfigError(
+                f'{self.topic}: cannot be subscribed to: {error}; correct the parameters '
+                f'{self._override("*")}, and start the node again') from error
         self._node.get_logger().info(
             f'{self._role} {self._name!r}: {self.topic} ({_type_name(self.kind)}, '
             f'{self._subscription.qos_profile.reliability.name.lower()})')
@@ -125,7 +132,8 @@ class Listener:
         matching, mismatch = 0, ''
         topic, expected = self.topic, _type_name(self.kind)
         asked = self._subscription.qos_profile
-        for info in self._node.get_publishers_info_by_topic(topic):
+        # It remaps what it is given, as a subscription does.
+        for info in self._node.get_publishers_info_by_topic(self._wanted_topic):
             who = f'{info.node_namespace.rstrip("/")}/{info.node_name}'
             if info.topic_type != expected:
                 fix = self._fixes.get(info.topic_type, 'give another topic')
@@ -138,15 +146,18 @@ class Listener:
             elif asked.reliability == ReliabilityPolicy.RELIABLE:
                 mismatch = mismatch or (
                     f'{topic}: incompatible QoS: {who} offers best_effort and this node asks for '
-                    f'reliable, so nothing comes; set {self._reliability_setting(topic)} to '
+                    f'reliable, so nothing comes; set {self._reliability_setting()} to '
                     'best_effort, or let the driver publish reliable')
             else:
                 mismatch = mismatch or f'{topic}: incompatible QoS of {who}: {reason}'
         return matching, mismatch
 
-    def _reliability_setting(self, topic: str) -> str:
-        override = f'qos_overrides.{topic}.subscription.reliability'
-        return self._setting if self._reliability == 'reliable' else override
+    def _reliability_setting(self) -> str:
+        return (self._setting if self._reliability == 'reliable'
+                else self._override('reliability'))
+
+    def _override(self, policy: str) -> str:
+        return f'qos_overrides.{self.topic}.subscription.{policy}'
 
     def _elsewhere(self) -> tuple[str, ...]:
         """Other topics on which such messages are published."""
