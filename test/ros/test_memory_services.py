@@ -17,6 +17,7 @@ from tww_interfaces.action import Query
 from tww_interfaces.srv import SaveMemory
 from tww_ros.errors import BusyError, StoreError, UnknownSessionError
 from tww_ros.model.scripted import ScriptedModel
+from tww_ros.node import services
 from tww_ros.node.client import TwwClient
 from tww_ros.node.node import TwwNode
 
@@ -38,7 +39,8 @@ def test_memory_goes_away_and_comes_back(start_node: Callable, tmp_path: Path) -
         assert [info.start_ns // S for info in before] == [10, 11, 12, 13, 14]
 
         assert client.save_memory(str(saved)) == str(saved)
-        for folder, text in ((saved, 'expected a new'), ('/proc/tww', '/proc/tww'), ('', 'empty')):
+        for folder, text in ((saved, 'expected a new'), ('/proc/tww', '/proc/tww'), ('', 'empty'),
+                             ('~nobody_of_that_name/memory', 'home directory')):
             with pytest.raises(StoreError, match=text):
                 client.save_memory(str(folder))
         # Those that ended before the third began.
@@ -85,7 +87,8 @@ def test_memory_goes_away_and_comes_back(start_node: Callable, tmp_path: Path) -
 
 
 @pytest.mark.timeout(60)
-def test_a_slow_disk_keeps_nobody_waiting(ros_env: dict[str, str], tmp_path: Path) -> None:
+def test_a_slow_disk_keeps_nobody_waiting(ros_env: dict[str, str], tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """While memory is saved, all else answers, and what would change memory is refused."""
     context = rclpy.Context()
     rclpy.init(context=context)
@@ -105,6 +108,15 @@ def test_a_slow_disk_keeps_nobody_waiting(ros_env: dict[str, str], tmp_path: Pat
         with TwwClient() as client, Manager() as manager:
             client.wait_until_ready(60.0)
             disk, memory = threading.Event(), node.room.engine.memory
+            with monkeypatch.context() as patch:
+                # Its folder is behind a network that hangs.
+                patch.setattr(services, '_folder', lambda name: disk.wait(FOUND_S) and Path(name))
+                saving = manager.start(SaveMemory, 'save_memory', folder=str(tmp_path / 'zero'))
+                until(lambda: node._bell.working, 'not looking for the folder')
+                assert client.get_status().state == 3 and not saving.done()
+                disk.set()
+                assert saving.result(FOUND_S).error_code == 0
+            disk.clear()
             save = memory.save
             memory.save = lambda folder: (disk.wait(FOUND_S), save(folder))
             saving = manager.start(SaveMemory, 'save_memory', folder=str(tmp_path / 'one'))

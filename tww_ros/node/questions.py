@@ -9,7 +9,6 @@ callback ends the executor.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -21,16 +20,12 @@ from rclpy.task import Future
 
 from tww_interfaces.action import Query
 from tww_interfaces.srv import Ask
-from tww_ros.errors import CancelledError, TwwError
+from tww_ros.errors import CancelledError
 from tww_ros.node.compat import Bell, set_period, steady_timer
-from tww_ros.node.conversions import (
-    fill_answer,
-    fill_error,
-    question_from,
-    ros_string,
-)
+from tww_ros.node.conversions import fill_answer, question_from, ros_string
 from tww_ros.node.parameters import Parameters
 from tww_ros.node.qos import ACTION_SERVER, MANY
+from tww_ros.node.refusing import cancel, end_goal, refuse
 from tww_ros.types import AnswerPiece
 
 
@@ -101,10 +96,7 @@ class Questions:
             goal.succeed()
         except Exception as error:
             self._refuse(result, error, stream and stream.pending)
-            if isinstance(error, CancelledError) and goal.is_cancel_requested:
-                goal.canceled()
-            else:
-                goal.abort()
+            end_goal(goal, error)
         finally:
             self._active -= 1
             self._streams.pop(key, None)
@@ -122,21 +114,13 @@ class Questions:
         return pending.result(timeout=0)
 
     def _refuse(self, response: Any, error: Exception, pending: Any) -> None:
-        fill_error(response, error)
         if pending is not None:
             response.answer = ros_string(pending.text())
-        if isinstance(error, TwwError):
-            self._log.info(f'question not answered: {response.error_msg}')
-        else:
-            trace = ''.join(traceback.format_exception(error))
-            self._log.error(f'question not answered: {response.error_msg}\n{trace}')
+        refuse(response, error, self._log, 'question not answered')
 
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
         stream = self._streams.get(bytes(goal.goal_id.uuid))
-        # Without a stream the goal has not been executed yet; it will see is_cancel_requested.
-        if stream is not None:
-            stream.pending.cancel()
-        return CancelResponse.ACCEPT
+        return cancel(stream and stream.pending)
 
     def _send_first_words(self, stream: _Stream) -> None:
         """Feedback as soon as there is text; the timer sends the rest in batches."""

@@ -9,7 +9,6 @@ In: requests. Out: responses; every error becomes an error code and a message. W
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +24,16 @@ from tww_interfaces.srv import (
     LoadMemory,
     SaveMemory,
 )
-from tww_ros.errors import BusyError, StoreError, TwwError, UnknownCameraError
+from tww_ros.errors import BusyError, StoreError, UnknownCameraError
 from tww_ros.node.compat import Bell
 from tww_ros.node.conversions import (
     DEFAULT_SESSION,
-    fill_error,
     from_time,
     ros_string,
     segment_message,
     window_from,
 )
+from tww_ros.node.refusing import refuse
 
 if TYPE_CHECKING:
     from tww_ros.node.node import TwwNode
@@ -58,24 +57,23 @@ class Services:
                 (ClearMemory, 'clear_memory', self._clear),
                 (ListSegments, 'list_segments', self._list),
                 (CloseSession, 'close_session', self._close_session)):
-            node.create_service(kind, f'~/{name}', self._guarded(serve), callback_group=group)
+            node.create_service(kind, f'~/{name}', self._guarded(name, serve),
+                                callback_group=group)
         node.create_service(GetStatus, '~/get_status', self._get_status, callback_group=group)
         node.create_service(SetBool, '~/enable_ingest', self._enable_ingest, callback_group=group)
 
-    def _guarded(self, serve: Any) -> Any:
+    def _guarded(self, name: str, serve: Any) -> Any:
         async def call(request: Any, response: Any) -> Any:
             try:
                 await serve(request, response)
             except Exception as error:
-                fill_error(response, error)
-                if not isinstance(error, TwwError):
-                    trace = ''.join(traceback.format_exception(error))
-                    self._node.get_logger().error(f'{response.error_msg}\n{trace}')
+                refuse(response, error, self._node.get_logger(), f'{name} refused')
             return response
         return call
 
     async def _save(self, request: SaveMemory.Request, response: SaveMemory.Response) -> None:
-        memory, folder = self._node.running_engine().memory, _folder(request.folder)
+        folder = await self._bell.work(_folder, request.folder)
+        memory = self._node.running_engine().memory
         with self._room.alone('memory is being saved'):
             response.segments = len(memory)
             await self._bell.work(_save, memory, folder)
@@ -83,8 +81,8 @@ class Services:
         self._node.get_logger().info(f'{response.segments} segments were saved to {folder}')
 
     async def _load(self, request: LoadMemory.Request, response: LoadMemory.Response) -> None:
+        folder = await self._bell.work(_folder, request.folder)
         self._node.running_engine()
-        folder = _folder(request.folder)
         if self._node.questions_active:
             raise BusyError(f'{self._node.questions_active} questions are being answered from the '
                             'present memory; wait for them or cancel them, then load')
@@ -127,9 +125,14 @@ class Services:
 
 
 def _folder(name: str) -> Path:
+    """Its full path; looks at the disk, which may be slow."""
     if not name.strip():
         raise StoreError('the folder is empty; expected its path on the machine of the node')
-    return Path(name).expanduser().resolve()
+    try:
+        return Path(name).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StoreError(f'{name!r} is no folder: {error}; give its full path on the machine of '
+                         'the node') from error
 
 
 def _save(memory: Any, folder: Path) -> None:

@@ -6,7 +6,6 @@ the executor, every error becomes an error code and a message, and none leaves a
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +16,12 @@ from rclpy.node import Node
 from rclpy.task import Future
 
 from tww_interfaces.action import Watch
-from tww_ros.errors import CancelledError, TwwError, UnknownCameraError
+from tww_ros.errors import CancelledError, UnknownCameraError
 from tww_ros.node.compat import Bell
-from tww_ros.node.conversions import fill_error, fill_update, watch_from
+from tww_ros.node.conversions import fill_update, watch_from
 from tww_ros.node.parameters import Parameters
 from tww_ros.node.qos import ACTION_SERVER
+from tww_ros.node.refusing import cancel, end_goal, refuse
 from tww_ros.types import WatchUpdate
 
 
@@ -69,11 +69,10 @@ class Watches:
             fill_update(result, pending.result(timeout=0))
             goal.succeed()
         except Exception as error:
-            self._refuse(result, error, pending)
-            if isinstance(error, CancelledError) and goal.is_cancel_requested:
-                goal.canceled()
-            else:
-                goal.abort()
+            if pending is not None and pending.last is not None:
+                fill_update(result, pending.last)
+            refuse(result, error, self._log, 'watch ended')
+            end_goal(goal, error)
         finally:
             self._active -= 1
             self._pending.pop(key, None)
@@ -95,19 +94,5 @@ class Watches:
             fill_update(feedback, update)
             goal.publish_feedback(feedback)
 
-    def _refuse(self, result: Watch.Result, error: Exception, pending: Any) -> None:
-        if pending is not None and pending.last is not None:
-            fill_update(result, pending.last)
-        fill_error(result, error)
-        if isinstance(error, TwwError):
-            self._log.info(f'watch ended: {result.error_msg}')
-        else:
-            trace = ''.join(traceback.format_exception(error))
-            self._log.error(f'watch ended: {result.error_msg}\n{trace}')
-
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
-        pending = self._pending.get(bytes(goal.goal_id.uuid))
-        # Without one the goal has not been executed yet; it will see is_cancel_requested.
-        if pending is not None:
-            pending.cancel()
-        return CancelResponse.ACCEPT
+        return cancel(self._pending.get(bytes(goal.goal_id.uuid)))
