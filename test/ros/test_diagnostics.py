@@ -47,11 +47,11 @@ class Reader:
         self.now_s = 100.0
         self._diagnostics = Diagnostics('tww', clock=lambda: self.now_s)
 
-    def __call__(self, *states: TopicState, **values: object) -> dict:
+    def __call__(self, *states: TopicState, engine: int = 0, **values: object) -> dict:
         self.now_s += 1.0
         status = MemoryStatus(**{'state': MemoryStatus.ACTIVE, 'ingest_enabled': True,
                                  'description': 'a model', **values})
-        array = self._diagnostics.report(status, list(states))
+        array = self._diagnostics.report(status, list(states), engine)
         assert {line.hardware_id for line in array.status} == {'tww'}
         self.values = {line.name: {entry.key: entry.value for entry in line.values}
                        for line in array.status}
@@ -135,6 +135,13 @@ def test_jumps_and_errors_are_shown_for_a_while() -> None:
     report = read(epochs=4, last_error='the disk is full')
     assert report['time'][0] == report['memory'][0] == OK
     assert read.values['tww: memory']['last error'] == 'the disk is full'
+
+
+def test_another_memory_has_epochs_of_its_own() -> None:
+    read = Reader()
+    assert read(epochs=1, engine=1)['time'][0] == OK
+    assert read(epochs=3, engine=2)['time'][0] == OK
+    assert read(epochs=4, engine=2)['time'][0] == WARN
 
 
 def test_a_silent_camera_is_named_and_a_malformed_image_told() -> None:

@@ -79,16 +79,19 @@ class Diagnostics:
         self._hardware_id = hardware_id
         self._clock = clock
         self._before = MemoryStatus()
+        self._engine = 0
         self._at_s = clock()
         self._jumped_s = self._erred_s = float('-inf')
 
-    def report(self, status: MemoryStatus, topics: list[TopicState]) -> DiagnosticArray:
-        """The entries, each OK, WARN or ERROR."""
+    def report(self, status: MemoryStatus, topics: list[TopicState],
+               engine: int = 0) -> DiagnosticArray:
+        """The entries, each OK, WARN or ERROR. engine: its number; another has other epochs."""
         now_s = self._clock()
         passed_s, self._at_s = now_s - self._at_s, now_s
         before, self._before = self._before, status
-        if 0 < before.epochs < status.epochs:
+        if engine == self._engine and 0 < before.epochs < status.epochs:
             self._jumped_s = now_s
+        self._engine = engine
         if status.last_error not in ('', before.last_error):
             self._erred_s = now_s
         entries = {
