@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -85,3 +87,34 @@ def test_calls_keep_their_order_and_survive_a_fault(node: Node) -> None:
     assert done.wait(20.0)
     assert called == list(range(100))
     assert [type(error) for error in errors] == [ZeroDivisionError]
+
+
+def test_work_that_fails_leaves_nothing_behind(node: Node) -> None:
+    """Without the collector of garbage: a model of many gigabytes cannot wait for it."""
+    bell = Bell(node, on_error=pytest.fail)
+    made: list[weakref.ref] = []
+
+    class Model:
+        """Something large."""
+
+    def load() -> None:
+        model = Model()
+        made.append(weakref.ref(model))
+        raise ValueError('no')
+
+    async def try_it() -> str:
+        try:
+            await bell.work(load)
+        except ValueError:
+            return 'failed'
+
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    gc.disable()
+    try:
+        task = executor.create_task(try_it)
+        executor.spin_until_future_complete(task, 20.0)
+        assert task.result() == 'failed' and made[0]() is None
+    finally:
+        gc.enable()
+        executor.shutdown(timeout_sec=1.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,13 +20,17 @@ from ros.manager import Manager, until
 from ros.robot import FOUND_S, Robot, S
 
 from tww_interfaces.msg import MemoryStatus
-from tww_ros.errors import EngineClosedError, NothingSeenError
+from tww_ros import Engine
+from tww_ros.errors import EngineClosedError, NothingSeenError, StoreError
 from tww_ros.model.scripted import ScriptedModel
 from tww_ros.node.client import TwwClient
 from tww_ros.node.lifecycle import ERROR, FAILURE, SUCCESS, ManagedNode
 from tww_ros.node.node import TwwNode
 
 CYCLES = 20
+CONFIGURE, ACTIVATE, DEACTIVATE, CLEANUP = (
+    Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE,
+    Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP)
 MANAGED = {'autostart': False, 'watch.sample_fps': 60.0, 'watch.segment_s': 1.0,
            'watch.idle_close_s': 0.2}
 
@@ -163,10 +169,21 @@ class Spun:
         self.executor = SingleThreadedExecutor(context=self._context)
         self.executor.add_node(self.node)
 
-    def change(self, number: int) -> bool:
-        task = self.executor.create_task(self.node.change_state, number)
+    def run(self, function: Callable[..., object], *args: object) -> object:
+        task = self.executor.create_task(function, *args)
         self.executor.spin_until_future_complete(task, timeout_sec=FOUND_S)
         return task.result()
+
+    def change(self, *numbers: int) -> bool:
+        return all(self.run(self.node.change_state, number) for number in numbers)
+
+    def serve(self, call: Callable[[], object]) -> object:
+        """What a call of another node returns."""
+        with ThreadPoolExecutor() as pool:
+            called = pool.submit(call)
+            while not called.done():
+                self.executor.spin_once(timeout_sec=0.05)
+            return called.result()
 
     def close(self) -> None:
         self.executor.shutdown(timeout_sec=1.0)
@@ -187,22 +204,124 @@ def spun(ros_env: dict[str, str]) -> Iterator[Callable[..., Spun]]:
         each.close()
 
 
-def managed(**options: object) -> TwwNode:
-    return TwwNode(lambda _: ScriptedModel(),
-                   parameter_overrides=[Parameter('autostart', value=False)], **options)
+def managed(load: Callable[..., object] = lambda _: ScriptedModel(),
+            parameters: dict[str, object] | None = None, **options: object) -> TwwNode:
+    return TwwNode(load, parameter_overrides=[
+        Parameter(name, value=value)
+        for name, value in {'autostart': False, **(parameters or {})}.items()], **options)
 
 
 @pytest.mark.timeout(60)
 def test_cleanup_leaves_nobody_who_holds_the_model(spun: Callable) -> None:
     made = spun(managed)
     for _ in range(3):
-        assert made.change(Transition.TRANSITION_CONFIGURE)
+        assert made.change(CONFIGURE)
         engine = weakref.ref(made.node.room.engine)
         model = weakref.ref(made.node.room.engine.model)
-        assert made.change(Transition.TRANSITION_ACTIVATE)
-        assert made.change(Transition.TRANSITION_DEACTIVATE)
-        assert made.change(Transition.TRANSITION_CLEANUP)
+        assert made.change(ACTIVATE, DEACTIVATE, CLEANUP)
         assert engine() is None and model() is None
+
+
+@pytest.mark.timeout(60)
+def test_a_configure_that_fails_leaves_no_model(spun: Callable, tmp_path: Path) -> None:
+    """However often; memory cannot be opened, after the model was loaded."""
+    models: list[weakref.ref] = []
+
+    def load(_: object) -> ScriptedModel:
+        model = ScriptedModel()
+        models.append(weakref.ref(model))
+        return model
+
+    (tmp_path / 'file').touch()
+    made = spun(partial(managed, load, {'memory.folder': str(tmp_path / 'file')}))
+    for count in range(1, CYCLES + 1):
+        assert not made.change(CONFIGURE)
+        assert len(models) == count and models[-1]() is None
+    status = made.node.status()
+    assert (status.state, status.loading_progress) == (MemoryStatus.FAILED, 0.0)
+    assert str(tmp_path / 'file') in status.last_error == made.node.failure
+    made.node.set_parameters([Parameter('memory.folder', value=''),
+                              Parameter('pose_topic', value='9 lives')])
+    assert not made.change(CONFIGURE)
+    assert 'pose_topic' in made.node.failure
+    # That is read by a timer, and what it raises would be raised every second.
+    made.node._publish_diagnostics()
+    made.node.set_parameters([Parameter('pose_topic', value='odom')])
+    assert made.change(CONFIGURE) and made.node.status().last_error == ''
+    assert made.change(CLEANUP)
+
+
+@pytest.mark.timeout(60)
+def test_an_engine_that_ends_by_itself(spun: Callable) -> None:
+    broken, gate = threading.Event(), threading.Event()
+
+    def before_step(_: object) -> None:
+        gate.wait(FOUND_S)
+        if broken.is_set():
+            raise RuntimeError('no kernel for this device')
+
+    broken.set()
+    made = spun(partial(managed, lambda _: ScriptedModel(before_step=before_step)))
+    with TwwClient() as client:
+        # First after it was activated, in a step that had begun before; then at once.
+        assert made.change(CONFIGURE, ACTIVATE)
+        assert made.node.status().state == MemoryStatus.ACTIVE
+        gate.set()
+        until(lambda: made.node.room.problem, 'it goes on')
+        status = made.node.status()
+        assert status.state == MemoryStatus.FAILED and 'no kernel' in status.last_error
+        with pytest.raises(EngineClosedError, match=r'no kernel.* deactivate`, then cleanup'):
+            made.serve(lambda: client.ask('now?'))
+        assert made.change(DEACTIVATE, CLEANUP, CONFIGURE)
+        until(lambda: made.node.room.problem, 'it goes on')
+        assert made.node.status().state == MemoryStatus.FAILED
+        assert not made.change(ACTIVATE) and made.node.lifecycle_state == 'inactive'
+        broken.clear()
+        assert made.change(CLEANUP, CONFIGURE, ACTIVATE)
+        with pytest.raises(NothingSeenError):
+            made.serve(lambda: client.ask('now?'))
+        assert made.node.status().state == MemoryStatus.ACTIVE
+        assert made.change(DEACTIVATE, CLEANUP)
+
+
+@pytest.mark.timeout(60)
+def test_a_wrong_qos_override_leaves_the_model(spun: Callable,
+                                               capfd: pytest.CaptureFixture) -> None:
+    made = spun(partial(managed, parameters={
+        'cameras': ['front', 'rear'],
+        'qos_overrides./rear/image.subscription.reliability': 'sometimes'}))
+    assert made.change(CONFIGURE)
+    engine = made.node.room.engine
+    assert not made.change(ACTIVATE) and made.node.lifecycle_state == 'inactive'
+    assert made.node.room.engine is engine and engine.alive
+    assert made.node.status().state == MemoryStatus.INACTIVE
+    assert 'parameters qos_overrides./rear/image.subscription.' in capfd.readouterr().err
+    # The one that fits is not left half open.
+    assert not any(state.subscribed for state in made.node.cameras.states())
+    assert made.change(CLEANUP)
+
+
+@pytest.mark.timeout(60)
+def test_two_engines_never_step_one_model(spun: Callable, tmp_path: Path) -> None:
+    """A memory is loaded while the present engine is stuck in a step."""
+    folder, gate = str(tmp_path / 'saved'), threading.Event()
+    with Engine(ScriptedModel()) as engine:
+        engine.memory.save(folder)
+    made = spun(partial(managed, lambda _: ScriptedModel(before_step=lambda _: gate.wait(FOUND_S)),
+                        {'shutdown_timeout_s': 0.1}))
+    assert made.change(CONFIGURE)
+    stuck = made.node.room.engine
+    with pytest.raises(StoreError, match=r'not loaded: .* 0\.1 s.* shutdown_timeout_s'):
+        made.run(made.node.room.replace, folder)
+    status = made.node.status()
+    assert status.state == MemoryStatus.FAILED and 'did not end in time' in status.last_error
+    gate.set()
+    until(lambda: stuck.close(FOUND_S), 'still stuck')
+    # Nobody holds the folder, and it can be loaded now.
+    assert made.run(made.node.room.replace, folder) == 0
+    assert made.node.room.engine is not stuck and made.node.room.engines == 2
+    assert made.node.status().state == MemoryStatus.INACTIVE
+    assert made.change(CLEANUP)
 
 
 @pytest.mark.timeout(60)

@@ -125,6 +125,11 @@ class Engine:
         keeper_ended = self._keeper.join(max(0.1, end_s - time.monotonic()))
         return reasoner_ended and watcher_ended and keeper_ended
 
+    @property
+    def alive(self) -> bool:
+        """Whether it watches and answers: started, not closed, and no thread failed for good."""
+        return self._state == 'running' and self._reasoner.alive and self._watcher.alive
+
     def __enter__(self) -> Engine:
         return self.start()
 
@@ -149,11 +154,11 @@ class Engine:
         A full queue drops its oldest frame. The image of a LateFrame is made only if it is
         watched.
         """
-        return self._watching and self._watcher.push(frame)
+        return self.alive and self._watcher.push(frame)
 
     def feed(self, frame: Frame, timeout_s: float = 60.0) -> bool:
         """Take a frame, waiting for room: for offline use, where nothing may be dropped."""
-        return self._watching and self._watcher.feed(frame, timeout_s)
+        return self.alive and self._watcher.feed(frame, timeout_s)
 
     def drain(self, timeout_s: float = 60.0) -> bool:
         """Wait until all pushed frames are in memory, noted and written; False on timeout.
@@ -260,11 +265,6 @@ class Engine:
         if name in ('', 'segment') and self._bank is not None:
             self._archive.lose(segment_id)
             self._bank.lose(segment_id)
-
-    @property
-    def _watching(self) -> bool:
-        # Frames taken by an engine whose reasoner has ended would be lost without a word.
-        return self._state == 'running' and self._reasoner.alive and self._watcher.alive
 
     def _check_running(self) -> None:
         if self._state != 'running':

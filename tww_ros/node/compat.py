@@ -79,9 +79,14 @@ class Bell:
         worker.join()
         self._workers.discard(worker)
         result, error = outcome
-        if error is not None:
+        outcome.clear()
+        if error is None:
+            return result
+        try:
             raise error
-        return result
+        finally:
+            # Its traceback holds this frame: together they would keep alive all that failed.
+            del error
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the threads of work(), at the end, when the executor does not spin any more.

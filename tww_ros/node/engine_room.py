@@ -45,6 +45,8 @@ class EngineRoom:
         self.engine: Any = None
         self._ending: Any = None
         self.replacing = False
+        # How many engines there were.
+        self.engines = 0
         self.progress = Progress()
         self.tier_bytes: dict[str, int] = {}
         self._bell = bell
@@ -66,6 +68,13 @@ class EngineRoom:
         stats: EngineStats = engine.stats()
         return {name: self._ended[name] + getattr(stats, name) for name in COUNTED}
 
+    @property
+    def problem(self) -> str:
+        """Why the engine neither watches nor answers any more; empty when it does."""
+        if self.engine is None or self.replacing or self.engine.alive:
+            return ''
+        return self.engine.stats().last_error or 'it was closed, and did not end in time'
+
     async def open(self) -> None:
         """Load the model and start an engine; raises what keeps it from that."""
         self.progress.value = 0.0
@@ -74,22 +83,25 @@ class EngineRoom:
         if self._closed:
             engine.close(timeout_s=self._timeout_s)
             raise EngineClosedError('the node is shutting down')
-        self.engine = engine
-        self._keep_up()
+        self._take(engine)
 
     async def close(self) -> None:
-        """End the engine, when what is being done to its memory is done, and free the model."""
+        """End the engine, when what is being done to its memory is done, and free the model.
+
+        Also after open() has failed: what it had loaded is freed.
+        """
         while self._doing:
             future: Future = Future()
             self._waiting.append(future)
             await future
-        if self.engine is None:
+        if self._closed:
             return
-        self._ending, self.engine = self.engine, None
-        await self._bell.work(self._end, self._ending)
-        self._book(self._ending)
-        self._ending = None
         self.progress.value = 0.0
+        if self.engine is not None:
+            self._ending, self.engine = self.engine, None
+            await self._bell.work(self._end, self._ending)
+            self._book(self._ending)
+            self._ending = None
         await self._bell.work(_give_back)
 
     def close_now(self) -> bool:
@@ -108,20 +120,28 @@ class EngineRoom:
         """Go on with the memory in a folder; how many segments that is.
 
         StoreError when there is none of this model: the present memory goes on. Both are held for
-        a moment.
+        a moment. StoreError also when the present engine does not end in time: a model is never
+        stepped by two of them.
         """
         with self.alone('another memory is being loaded'):
             self.replacing = True
             try:
                 old = self.engine
                 new = await self._bell.work(self._remember, old, folder)
-                await self._bell.work(self._end, old)
-                if self._closed:
+                try:
+                    if not await self._bell.work(self._end, old):
+                        raise StoreError(
+                            f'{folder} was not loaded: the present engine was closed, and a '
+                            f'thread of it did not end within {self._timeout_s:g} s; load again '
+                            'when its step is done, or raise shutdown_timeout_s')
+                    if self._closed:
+                        raise EngineClosedError('the node is shutting down')
+                    new.start()
+                except BaseException:
                     new.close()
-                    raise EngineClosedError('the node is shutting down')
+                    raise
                 self._book(old)
-                self.engine = new.start()
-                self._keep_up()
+                self._take(new)
                 return len(new.memory)
             finally:
                 self.replacing = False
@@ -159,6 +179,12 @@ class EngineRoom:
     def _timeout_s(self) -> float:
         return self._parameters.node.shutdown_timeout_s
 
+    def _take(self, engine: Any) -> None:
+        """Have a new engine, and tell it what was changed live while it was made."""
+        self.engine = engine
+        self.engines += 1
+        engine.set_sample_fps(self._parameters.engine.watch.sample_fps)
+
     def _book(self, engine: Any) -> None:
         """Keep what an engine counted that has ended."""
         stats: EngineStats = engine.stats()
@@ -185,14 +211,13 @@ class EngineRoom:
         return Engine.load(old.model, folder, self._parameters.engine,
                            on_note=partial(self._bell.call, self._on_note))
 
-    def _keep_up(self) -> None:
-        """Tell a new engine what was changed live while it was made."""
-        self.engine.set_sample_fps(self._parameters.engine.watch.sample_fps)
-
-    def _end(self, engine: Any) -> None:
-        if not engine.close(timeout_s=self._timeout_s):
+    def _end(self, engine: Any) -> bool:
+        """Close it; False when a thread of it did not end in time."""
+        ended = engine.close(timeout_s=self._timeout_s)
+        if not ended:
             self._log.warning(f'a thread of the engine did not end within {self._timeout_s:g} s '
-                              '(shutdown_timeout_s); going on without it')
+                              '(shutdown_timeout_s)')
+        return ended
 
 
 def _give_back() -> None:

@@ -24,7 +24,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from tww_interfaces.msg import MemoryStatus, SegmentNote
-from tww_ros.errors import BusyError, EngineClosedError, TwwError
+from tww_ros.errors import BusyError, ConfigError, EngineClosedError, TwwError
 from tww_ros.node.cameras import Cameras
 from tww_ros.node.compat import Bell, on_clock_back, set_period, steady_timer
 from tww_ros.node.conversions import note_message, ros_string
@@ -49,9 +49,9 @@ class TwwNode(ManagedNode):
     """The node `tww`. With `autostart` it begins to load when it is spun.
 
     load: makes the model from the parameters; tests give one that makes a ScriptedModel.
-    Raises ConfigError when a parameter does not fit. `failure` holds the error when the model
-    could not be loaded; the node then stays up, unconfigured, and refuses questions. When that
-    was autostart, `failed_to_start` is set, and its owner decides to end.
+    Raises ConfigError when a parameter does not fit. `failure` says why the model could not be
+    loaded; the node then stays up, unconfigured, and refuses questions. When that was autostart,
+    `failed_to_start` is set, and its owner decides to end.
     """
 
     _servers: tuple[Questions | Watches, ...] = ()
@@ -60,7 +60,7 @@ class TwwNode(ManagedNode):
         super().__init__('tww', **options)
         self._settings = NodeParameters(self, self._on_live)
         self.parameters = self._settings.current
-        self.failure: Exception | None = None
+        self.failure = ''
         self.failed_to_start = False
         node = self.parameters.node
         self._state = MemoryStatus.LOADING if node.autostart else MemoryStatus.UNCONFIGURED
@@ -150,7 +150,7 @@ class TwwNode(ManagedNode):
 
     async def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, load the model, open memory."""
-        self.failure = None
+        self.failure = ''
         self._state = MemoryStatus.LOADING
         self._settings.locked = True
         started_s = self._loading_told_s = time.monotonic()
@@ -164,15 +164,26 @@ class TwwNode(ManagedNode):
             await self.room.open()
         except Exception as error:
             self._on_load_failed(error)
-            return FAILURE
-        self._state = MemoryStatus.INACTIVE
-        self.get_logger().info(f'configured after {time.monotonic() - started_s:.1f} s: '
-                               f'{self.room.engine.model.describe()}')
-        return SUCCESS
+        else:
+            self._state = MemoryStatus.INACTIVE
+            self.get_logger().info(f'configured after {time.monotonic() - started_s:.1f} s: '
+                                   f'{self.room.engine.model.describe()}')
+            return SUCCESS
+        # Only now: while it is handled, the error holds the frames that hold the model.
+        await self.room.close()
+        return FAILURE
 
     async def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Watch and answer."""
-        self.cameras.open()
+        """Watch and answer; FAILURE, and the model stays, when that is not possible."""
+        if self.room.problem:
+            self.get_logger().error(self._ended())
+            return FAILURE
+        try:
+            self.cameras.open()
+        except ConfigError as error:
+            self.cameras.close()
+            self.get_logger().error(f'not activated: {error}')
+            return FAILURE
         self._state = MemoryStatus.ACTIVE
         self.get_logger().info('ready: watching and answering')
         return SUCCESS
@@ -202,7 +213,7 @@ class TwwNode(ManagedNode):
 
     def on_fault(self, error: Exception) -> None:
         """A transition raised."""
-        self.failure = error
+        self.failure = _reason(error)
         self._on_callback_error(error)
 
     async def _clean_up(self, state: int) -> None:
@@ -213,12 +224,13 @@ class TwwNode(ManagedNode):
         self.get_logger().info('model and memory are freed')
 
     def _on_load_failed(self, error: Exception) -> None:
-        self.failure = error
+        # Not the error itself, which holds the frames of what failed, and the model in them.
+        self.failure = _reason(error)
         self._settings.locked = False
         if self._state == MemoryStatus.CLOSED:
             return
         self._state = MemoryStatus.FAILED
-        detail = str(error)
+        detail = self.failure
         if not isinstance(error, TwwError):
             detail = ''.join(traceback.format_exception(error))
         self.get_logger().fatal(f'the model could not be loaded: {detail}')
@@ -247,10 +259,10 @@ class TwwNode(ManagedNode):
 
     def _renew_cameras(self) -> None:
         """Cameras as the parameters are now, with the counters that go on."""
-        old = self.cameras
+        made = self._make_cameras()
+        made.watching = self.cameras.watching
         self._images = Counter(self._image_counts())
-        self.cameras = self._make_cameras()
-        self.cameras.watching = old.watching
+        self.cameras = made
 
     def _image_counts(self) -> dict[str, int]:
         return {what: self._images[what] + getattr(self.cameras, what)
@@ -261,12 +273,19 @@ class TwwNode(ManagedNode):
 
     def _asked_engine(self) -> Any:
         engine = self.running_engine()
+        if self.room.problem:
+            raise EngineClosedError(self._ended())
         if self._state != MemoryStatus.ACTIVE:
             raise EngineClosedError('the node is not active; `ros2 lifecycle set '
                                     f'{self.get_fully_qualified_name()} activate`')
         if self.room.replacing:
             raise BusyError('another memory is being loaded; ask again when that is done')
         return engine
+
+    def _ended(self) -> str:
+        return (f'the engine has ended: {self.room.problem}; `ros2 lifecycle set '
+                f'{self.get_fully_qualified_name()} deactivate`, then cleanup, configure and '
+                'activate, begin anew')
 
     # topics -------------------------------------------------------------------------------------
 
@@ -290,11 +309,13 @@ class TwwNode(ManagedNode):
 
     def status(self) -> MemoryStatus:
         """The present state."""
-        message = status_message(self._state, self.parameters, self.room, self._image_counts())
+        problem = self.room.problem
+        message = status_message(MemoryStatus.FAILED if problem else self._state, self.parameters,
+                                 self.room, self._image_counts())
         message.stamp = self.get_clock().now().to_msg()
         message.ingest_enabled = self.cameras.watching
-        if self.failure is not None:
-            message.last_error = ros_string(str(self.failure))
+        if problem or self.failure:
+            message.last_error = ros_string(problem or self.failure)
         return message
 
     def _publish_diagnostics(self) -> None:
@@ -302,7 +323,8 @@ class TwwNode(ManagedNode):
         for camera in cameras:
             if camera.complaint():
                 self._complain(camera.complaint())
-        self._diagnostics_topic.publish(self._diagnostics.report(self.status(), cameras))
+        self._diagnostics_topic.publish(
+            self._diagnostics.report(self.status(), cameras, self.room.engines))
 
     def _complain(self, text: str) -> None:
         text = self._complaints.admit(text)
@@ -314,3 +336,7 @@ class TwwNode(ManagedNode):
         if text:
             trace = ''.join(traceback.format_exception(error))
             self.get_logger().error(f'{text}; please report this with the lines below\n{trace}')
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, TwwError) else f'{type(error).__name__}: {error}'
