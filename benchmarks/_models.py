@@ -8,8 +8,8 @@ In: --model. Out: the model, which weights it has, and what is asked of it.
                         bytes only, so texts are some three times as long as the released one's
     anything else       as `load_model` takes it
 
-Trained weights end a note when it is said; random ones would go on to the cap, so theirs is
-RANDOM_NOTE_TOKENS.
+Neither random weights end a note when it is said, nor trained ones in windows that are wider than
+those that they know, so notes are cut at NOTE_TOKENS.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VISION = {
     'out_hidden_size': 2_048, 'num_position_embeddings': 2_304,
     'deepstack_visual_indexes': [5, 11, 17], 'initializer_range': 0.02,
 }
-RANDOM_NOTE_TOKENS = 12
+NOTE_TOKENS = 12
 # Of the pictures: what the small models were made for, and 14 × 14 tokens.
 SMALL_PX, BIG_PX = 192, 448
 # tiny-random brings no settings: pictures and memory are about as small as the embedded model's.
@@ -114,7 +114,7 @@ def arguments(name: str, argv: Sequence[str], segments: int = 0,
 def load(options: argparse.Namespace) -> Loaded:
     """The model of --model."""
     name, quantization, device = options.model, options.quantization, options.device
-    weights, random = name, True
+    weights = name
     if name == BIG:
         with tempfile.TemporaryDirectory() as folder:
             save_random(Path(folder))
@@ -124,11 +124,9 @@ def load(options: argparse.Namespace) -> Loaded:
         model, weights = untrained(), 'embedded-untrained'
     else:
         model = load_model(name, quantization, device)
-        random = name == 'tiny-random'
     on_cuda = model.device.type == 'cuda'
-    settings = {**({} if name == BIG else SMALL), **model.settings}
-    if random:
-        settings['note.max_new_tokens'] = RANDOM_NOTE_TOKENS
+    settings = {**({} if name == BIG else SMALL), **model.settings,
+                'note.max_new_tokens': NOTE_TOKENS}
     targets = ''
     if on_cuda and (name, quantization) == (BIG, 'nf4'):
         targets = 'cuda'

@@ -97,10 +97,10 @@ class WatchConfig(_Checked):
         2.0, 'an open segment is closed when its camera is silent for this long (wall time; not '
              'in deterministic mode)',
         low=0.1, high=3_600.0)
-    encode_ahead: bool = setting(
-        True, 'with nothing else to do, frames that do not yet fill a patch are encoded as if a '
-              'question came now, which then begins to be answered sooner; costs up to one more '
-              'picture encoded for each patch')
+    look_ahead: bool = setting(
+        True, 'with nothing else to do, frames that do not yet fill a patch are encoded and read '
+              'as if a question came now, which then begins to be answered sooner; costs up to '
+              'one more picture for each patch')
     drop_threshold: float = setting(
         0.0, 'a vision token is dropped when its part of the picture differs by less than this '
              'from the last one kept there, as a share of black to white; 0 = keep all, 0.08 for '

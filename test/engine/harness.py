@@ -14,8 +14,9 @@ from tww_ros import Frame
 
 WAIT_S = 20.0
 S = 1_000_000_000
-# A frame of 32 × 32 px is one vision token; notes and answers are the only other work.
-SMALL = {'watch.min_pixels': 1_024, 'watch.segment_s': 2.0}
+# A frame of 32 × 32 px is one vision token; notes and answers are the only other work. Who looks
+# ahead does so when there is time, which is a matter of luck.
+SMALL = {'watch.min_pixels': 1_024, 'watch.segment_s': 2.0, 'watch.look_ahead': False}
 
 
 def frame(seconds, camera='front', size=(32, 32), level=0):

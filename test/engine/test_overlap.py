@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from engine.harness import WAIT_S, S, clip, frame, until, watch
 
 from tww_ros import Question
@@ -193,28 +194,18 @@ def test_a_note_lets_an_answer_pass_until_its_first_token_but_not_for_ever(start
     assert engine.stats().notes_written == written + 1
 
 
-@pytest.mark.parametrize('ahead', [True, False])
-def test_an_odd_frame_is_encoded_before_a_question_needs_it(start, monkeypatch, ahead):
-    """And the question sees the same as if it had not been."""
-    model, encoded = ScriptedModel(), []
-    encode = model.encode_patch
+# Looking ahead
 
-    def listen(pixels):
-        encoded.append(pixels)
-        return encode(pixels)
+@pytest.fixture
+def listening(monkeypatch):
+    """A model, the pixels that it encodes, words and number of tokens of the patches it reads."""
+    encoded, read = [], []
 
-    monkeypatch.setattr(model, 'encode_patch', listen)
-    engine = start(model, watch__encode_ahead=ahead, watch__idle_close_s=100.0)
-    for one in clip(0, 1.5):                                # 0.0 0.5 | 1.0
-        engine.push(one)
-    until(lambda: len(encoded) >= 1 + ahead, 'what can be encoded was')
-    assert engine.ask(Question('what?')).result(WAIT_S).as_of_ns == S
-    assert engine.drain(WAIT_S)
-    assert len(encoded) == 2 and engine.stats().frames_watched == 3
+    def before_step(spans):
+        read.extend((model.decode(span.run.ids), len(span.run)) for span in spans
+                    if span.run.visual is not None and span.run.visual.any())
 
-
-def test_a_frame_that_was_encoded_ahead_still_becomes_half_of_a_patch(start, monkeypatch):
-    model, encoded = ScriptedModel(), []
+    model = ScriptedModel(before_step=before_step)
     encode = model.encode_patch
 
     def listen(pixels):
@@ -222,14 +213,37 @@ def test_a_frame_that_was_encoded_ahead_still_becomes_half_of_a_patch(start, mon
         return encode(pixels)
 
     monkeypatch.setattr(model, 'encode_patch', listen)
-    engine = start(model, watch__idle_close_s=100.0)
+    return model, encoded, read
+
+
+@pytest.mark.parametrize('ahead', [True, False])
+def test_an_odd_frame_is_in_memory_before_a_question_needs_it(start, listening, ahead):
+    model, encoded, read = listening
+    engine = start(model, watch__look_ahead=ahead, watch__idle_close_s=100.0)
+    for one in clip(0, 1.5):                                # 0.0 0.5 | 1.0
+        engine.push(one)
+    until(lambda: len(read) == 1 + ahead and engine.stats().frames_watched == 2,
+          'what can be read was')
+    assert engine.ask(Question('what?')).result(WAIT_S).as_of_ns == S
+    assert engine.drain(WAIT_S)
+    assert len(encoded) == len(read) == 2 and engine.stats().frames_watched == 3
+    assert '<1.0 seconds>' in read[1][0]
+
+
+def test_a_frame_that_was_read_ahead_still_becomes_half_of_a_patch(start, listening):
+    model, encoded, read = listening
+    engine = start(model, watch__look_ahead=True, watch__idle_close_s=100.0)
     first, second = clip(0, 1)
     engine.push(first)
-    until(lambda: len(encoded) == 1, 'it was encoded ahead')
+    until(lambda: len(read) == 1, 'it was read ahead')
+    assert engine.stats().frames_watched == len(engine.memory) == 0
     engine.push(second)
     assert engine.drain(WAIT_S)
-    assert len(encoded) == 2 and engine.stats().frames_watched == 2
-    assert not np.array_equal(encoded[0], encoded[1])
+    assert len(encoded) == 2 and not np.array_equal(encoded[0], encoded[1])
+    assert '<0.0 seconds>' in read[0][0] and '<0.2 seconds>' in read[1][0]
+    assert engine.stats().frames_watched == 2
+    record, = engine._bank.records()
+    assert record.block.length == record.tokens == read[1][1]
 
 
 def test_a_frame_that_cannot_be_encoded_ahead_is_reported_once(start, monkeypatch):
@@ -239,7 +253,7 @@ def test_a_frame_that_cannot_be_encoded_ahead_is_reported_once(start, monkeypatc
         tried.append(pixels)
         raise RuntimeError('no such kernel')
 
-    engine = start(model, watch__idle_close_s=100.0)
+    engine = start(model, watch__look_ahead=True, watch__idle_close_s=100.0)
     with monkeypatch.context() as patch:
         patch.setattr(model, 'encode_patch', fail)
         engine.push(clip(0, 1)[0])
@@ -249,3 +263,33 @@ def test_a_frame_that_cannot_be_encoded_ahead_is_reported_once(start, monkeypatc
         assert len(tried) == 2 and 'no such kernel' in engine.stats().last_error
     watch(engine, clip(1, 2))
     assert engine.stats().frames_watched == 2
+
+
+def test_what_was_read_ahead_changes_nothing_in_memory(start, tiny):
+    """Keys, values and mean keys of a real model, against an engine that never looks ahead."""
+    # 0.0 0.5 | 1.0 1.5 ‖ 2.0 ← question ‖ 2.5 3.0 | 3.5 4.0 ‖ 4.5 5.0
+    step, read, kept, means = tiny.step, [], [], []
+    for ahead in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiny, 'step', lambda spans: (read.append(len(spans)), step(spans))[1])
+            engine = start(tiny, watch__look_ahead=ahead, watch__idle_close_s=100.0,
+                           note__enabled=False)
+            until(lambda: len(read) == 1, 'the header was read')
+            for number, one in enumerate(clip(0, 5.5, size=(64, 64))):
+                read.clear()
+                engine.push(one)
+                if ahead or number in (1, 3, 6, 8, 10):
+                    until(lambda: len(read) == 1, 'it was read')
+                if number == 4:
+                    engine.ask(Question('what?', max_new_tokens=1)).result(WAIT_S)
+            assert engine.drain(WAIT_S)
+            kept.append(engine._bank.records())
+            means.append(engine._bank._keys.rows().means)
+            assert engine.close(WAIT_S)
+            read.clear()
+    assert [record.tokens for record in kept[0]] == [record.tokens for record in kept[1]]
+    for one, other in zip(*kept, strict=True):
+        assert (one.block.start, one.block.end) == (other.block.start, other.block.end)
+        for name, tensor in one.block.state().items():
+            assert torch.allclose(tensor, other.block.state()[name], atol=1e-5)
+    assert torch.allclose(*means, atol=2e-3)

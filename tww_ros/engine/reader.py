@@ -6,6 +6,9 @@ chunk of the patch at the head; when a segment is complete, its record goes into
 A segment attends to the header (the sink), to the newest segments of its own camera within the
 read window, and causally to itself; never to notes, questions or answers. So what is stored
 depends on the video alone.
+
+A patch may be read ahead: frames that do not fill it yet, as a question would end it now. When
+they do become a patch it is there already; otherwise it is taken back before the next one.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +24,7 @@ import torch
 from tww_ros.config import EngineConfig
 from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.record import SegmentRecord
-from tww_ros.memory.retrieval import KeySummary, summary_layers
+from tww_ros.memory.retrieval import KeySummary, SummaryState, summary_layers
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model import prompts
 from tww_ros.model.positions import patch_positions, text_positions
@@ -36,7 +40,7 @@ class PatchItem:
 
     time_s counts from zero_ns, the start of its epoch; pushed_s is this machine's clock. picture:
     small, of a segment's first frame, if it is to be kept. keep: bool [V], the vision tokens that
-    tell something new; None = all.
+    tell something new; None = all. ahead: not a patch yet, and perhaps never.
     """
 
     key: SegmentKey
@@ -50,6 +54,7 @@ class PatchItem:
     zero_ns: int = 0
     picture: np.ndarray | None = None
     keep: np.ndarray | None = None
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,23 @@ class _Reading:
 
     record: SegmentRecord
     view: View
+    ahead: _Ahead | None = None
+
+
+class _Before(NamedTuple):
+    """Where a segment stood before a patch."""
+
+    length: int
+    end: int
+    summary: SummaryState
+
+
+class _Ahead(NamedTuple):
+    """A patch that was read ahead."""
+
+    vision: VisionTokens
+    run: TokenRun
+    before: _Before
 
 
 class Reader:
@@ -83,7 +105,7 @@ class Reader:
         self._item: PatchItem | None = None
         self._run: TokenRun | None = None
         self._read = 0
-        self._before = 0, 0
+        self._before: _Before | None = None
         self._vision_marks = [model.encode(mark)
                               for mark in (prompts.VISION_START, prompts.VISION_END)]
 
@@ -107,12 +129,17 @@ class Reader:
         self._model.step([Span(self.sink, View((), 0, 0), run)])
 
     def begin(self, item: PatchItem) -> None:
-        """Take the next patch; only when not busy."""
+        """Take the next patch; only when not busy. No rows are left of one that was read ahead."""
         reading = self._open.get(item.key) or self._open_segment(item)
-        block = reading.record.block
-        self._run = self._patch_run(item, block.end, first=reading.record.frames == 0)
+        record, known, reading.ahead = reading.record, reading.ahead, None
+        if known is not None and known.vision is item.vision:
+            self._item, self._run, self._read = item, known.run, len(known.run)
+            return
+        if known is not None:
+            _go_back(record, known.before)
+        self._before = _Before(record.block.length, record.block.end, record.summary.state())
+        self._run = self._patch_run(item, record.block.end, first=record.frames == 0)
         self._item, self._read = item, 0
-        self._before = block.length, block.end
 
     @property
     def rows(self) -> int:
@@ -138,24 +165,27 @@ class Reader:
         self._read += tokens
         if self._read < len(self._run):
             return None
-        item, record = self._item, self._open[self._item.key].record
+        item, reading = self._item, self._open[self._item.key]
+        record, run = reading.record, self._run
+        self._item = self._run = None
+        if item.ahead:
+            reading.ahead = _Ahead(item.vision, run, self._before)
+            return item
         if record.frames == 0:
-            record.start_ns = item.start_ns
+            record.start_ns, record.picture = item.start_ns, item.picture
         if item.keep is not None and not self._config.watch.drop_unread:
-            record.kept.append(self._kept(item.keep))
+            record.kept.append(_kept(run, item.keep))
         record.frames += item.frames
         record.end_ns = item.end_ns
         record.tokens = record.block.length
         record.pose = item.pose or record.pose
-        self._item = self._run = None
         return item
 
     def abandon(self) -> PatchItem | None:
         """Give up the patch at the head after an error; its segment goes on with the next one."""
         if self._item is not None:
             # Half a patch, without its end mark, would stand in memory for good.
-            block, (length, end) = self._open[self._item.key].record.block, self._before
-            block.commit(length - block.length, end)
+            _go_back(self._open[self._item.key].record, self._before)
         item, self._item, self._run = self._item, None, None
         return item
 
@@ -165,6 +195,8 @@ class Reader:
         if reading is None or reading.record.frames == 0:
             return
         record = reading.record
+        if reading.ahead is not None:
+            _go_back(record, reading.ahead.before)
         record.closed_by = item.closed_by
         # Sealing copies; without room for the copy the block is kept as it is.
         with contextlib.suppress(RuntimeError):
@@ -183,7 +215,7 @@ class Reader:
         record = SegmentRecord(id=order, order=order, camera=item.key.camera, epoch=item.key.epoch,
                                start_ns=item.start_ns, end_ns=item.end_ns,
                                block=self._model.new_block(start), pose=item.pose,
-                               picture=item.picture, zero_ns=item.zero_ns,
+                               zero_ns=item.zero_ns,
                                summary=KeySummary(summary_layers(
                                    self._model.block_shape.layers)))
         before = self._bank.before(record, self._config.memory.read_window_tokens)
@@ -192,12 +224,6 @@ class Reader:
         view = lay_out([Entry(self.sink, 'source'), *before], 'continuous').anchored(start)
         reading = self._open[item.key] = _Reading(record, view)
         return reading
-
-    def _kept(self, keep: np.ndarray) -> np.ndarray:
-        """bool [T]: the tokens of the patch at hand to keep; text is always kept."""
-        kept = np.ones(len(self._run), dtype=bool)
-        kept[self._run.visual] = keep
-        return kept
 
     def _patch_run(self, item: PatchItem, start: int, first: bool) -> TokenRun:
         """`<12.5 seconds>`, vision start, vision tokens, vision end: the stock layout."""
@@ -221,3 +247,16 @@ class Reader:
         visual[len(head):len(head) + count] = True
         ids = (*head, *[self._model.video_pad_id] * count, *tail)
         return TokenRun(ids, positions, after + len(tail), visual, tokens, deepstack)
+
+
+def _kept(run: TokenRun, keep: np.ndarray) -> np.ndarray:
+    """bool [T]: the tokens of a patch to keep; text is always kept."""
+    kept = np.ones(len(run), dtype=bool)
+    kept[run.visual] = keep
+    return kept
+
+
+def _go_back(record: SegmentRecord, before: _Before) -> None:
+    """Undo a patch, or as much of it as was read."""
+    record.block.commit(before.length - record.block.length, before.end)
+    record.summary.restore(before.summary)

@@ -235,7 +235,7 @@ class Reasoner:
                     self._answers.fail(item.pending, error)
                     continue
                 self._report(f'a {type(item).__name__} could not be handled', error)
-                if isinstance(item, PatchItem):
+                if isinstance(item, PatchItem) and not item.ahead:
                     self._counters.add(frames_rejected=item.frames)
         self._answers.begin()
         self._notes.begin()
@@ -254,13 +254,23 @@ class Reasoner:
 
     def _take(self, item: Item) -> None:
         if isinstance(item, PatchItem):
+            if item.ahead and (self._answers.under_way or self._overtaken(item)):
+                return
             self._reader.begin(item)
+            if not self._reader.rows:
+                self._read(0)
         elif isinstance(item, CloseItem):
             self._reader.close(item, self._closed)
         elif isinstance(item, QuestionItem):
             self._answers.ask(item.pending, item.epoch, kept=not item.check)
         else:
             self._drains.append((tuple(self._notes.waiting), item.done))
+
+    def _overtaken(self, ahead: PatchItem) -> bool:
+        """Whether the segment's next patch has come already."""
+        with self._changed:
+            return any(isinstance(item, PatchItem) and item.key == ahead.key
+                       for item in self._inbox)
 
     def _closed(self, record: SegmentRecord) -> None:
         self._counters.add(segments=1)
@@ -323,13 +333,7 @@ class Reasoner:
     def _advance(self, owner: Job | Reader, spans: list[Span],
                  results: Sequence[Result]) -> None:
         if owner is self._reader:
-            item = self._reader.advance(len(spans[0].run))
-            if item is not None:
-                self._counters.add(frames_watched=item.frames)
-                newest_ns = self._counters.newest_ns if item.key.epoch == self._newest_epoch else 0
-                self._newest_epoch = item.key.epoch
-                self._counters.newest_ns = max(newest_ns, item.end_ns)
-                self._counters.ingest_lag_s = time.monotonic() - item.pushed_s
+            self._read(len(spans[0].run))
             return
         owner.advance(results)
         if owner.done and owner is self._notes.job:
@@ -337,10 +341,24 @@ class Reasoner:
         elif owner.done:
             self._answers.end(owner)
 
+    def _read(self, tokens: int) -> None:
+        """So many more tokens of the patch at hand are in memory."""
+        item = self._reader.advance(tokens)
+        if item is None or item.ahead:
+            return
+        self._counters.add(frames_watched=item.frames)
+        newest_ns = self._counters.newest_ns if item.key.epoch == self._newest_epoch else 0
+        self._newest_epoch = item.key.epoch
+        self._counters.newest_ns = max(newest_ns, item.end_ns)
+        self._counters.ingest_lag_s = time.monotonic() - item.pushed_s
+
     def _broken(self, owner: Job | Reader, error: Exception) -> None:
         """One owner's span cannot be computed: it alone fails."""
         if owner is self._reader:
             item = self._reader.abandon()
+            if item is not None and item.ahead:
+                # As a patch it is read again, and reported.
+                return
             self._counters.add(frames_rejected=item.frames if item else 0)
             self._report('a patch could not be read', error)
         elif owner is self._notes.job:

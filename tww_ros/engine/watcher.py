@@ -6,7 +6,7 @@ counted; marks are never dropped. A mark closes the open segments when it is rea
 sees every frame that arrived before it.
 
 With nothing else to do it encodes the open segments' odd frames ahead, as the patches that a
-question would make of them.
+question would make of them, and has them read ahead.
 
 It runs the vision tower and never the language model.
 """
@@ -18,7 +18,6 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +34,7 @@ from tww_ros.model.protocol import StepModel
 from tww_ros.model.run import VisionTokens
 from tww_ros.types import NS_PER_S, Frame, LateFrame
 from tww_ros.video.pixels import Pixels, to_pixels
-from tww_ros.video.segmentation import Event, FrameIntake, PatchReady, SegmentKey
+from tww_ros.video.segmentation import Event, FrameIntake, Patch, PatchReady, SegmentKey
 from tww_ros.video.token_drop import TokenDrop
 
 log = logging.getLogger(__name__)
@@ -74,12 +73,16 @@ class _Silent:
 
 
 class _Look:
-    """One patch's pixels and vision tokens; None = not encoded, or it failed."""
+    """A patch, its pixels and vision tokens; None = not encoded, or it failed."""
 
-    def __init__(self, frames: Sequence[Frame]) -> None:
-        self.frames = tuple(frames)
+    def __init__(self, patch: PatchReady) -> None:
+        self.patch = patch
         self.pixels: Pixels | None = None
         self.vision: VisionTokens | None = None
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        return self.patch.patch.frames
 
 
 class Watcher:
@@ -211,6 +214,7 @@ class Watcher:
                     # As a patch it is tried again, and reported.
                     with contextlib.suppress(Exception):
                         self._encode(item)
+                        self._read_ahead(item)
                 else:
                     self._pass(item)
             except Exception as error:
@@ -241,13 +245,14 @@ class Watcher:
 
     def _look_ahead(self) -> _Look | None:
         """Frames that a question would make a patch of, not encoded yet; each is tried once."""
-        if self._config.step.deterministic or not self._config.watch.encode_ahead:
+        if self._config.step.deterministic or not self._config.watch.look_ahead:
             return None
         for camera, segmenter in self._intake.segmenters.items():
             waiting = tuple(segmenter.open.waiting) if segmenter.open is not None else ()
             known = self._ahead.get(camera)
             if waiting and (known is None or known.frames != waiting):
-                self._ahead[camera] = look = _Look(waiting)
+                look = _Look(PatchReady(segmenter.open.key, Patch(waiting)))
+                self._ahead[camera] = look
                 return look
         return None
 
@@ -326,7 +331,7 @@ class Watcher:
             look = self._ahead.pop(event.segment_key.camera, None)
             try:
                 if look is None or look.frames != frames or look.vision is None:
-                    look = _Look(frames)
+                    look = _Look(event)
                     self._encode(look)
                 keep = self._keep(event, look.pixels)
             except Exception as error:
@@ -337,13 +342,24 @@ class Watcher:
                 continue
             if not self._reasoner.wait_for_room():
                 return
-            # A jump back sends the old epoch's odd last frame when the clock is in the new one.
-            time_ns = event.patch.stamp_ns - self._zero_ns[event.segment_key.epoch]
-            pose = next((frame.pose for frame in reversed(frames) if frame.pose), None)
-            self._reasoner.put(PatchItem(
-                event.segment_key, max(0, time_ns) / NS_PER_S, frames[0].stamp_ns,
-                frames[-1].stamp_ns, len(frames), look.vision, pose, self._pushed_s,
-                self._zero_ns[event.segment_key.epoch], self._picture(event), keep))
+            self._reasoner.put(self._item(look, self._picture(event), keep))
+
+    def _item(self, look: _Look, picture: np.ndarray | None = None,
+              keep: np.ndarray | None = None, ahead: bool = False) -> PatchItem:
+        key, frames = look.patch.segment_key, look.frames
+        # A jump back sends the old epoch's odd last frame when the clock is in the new one.
+        zero_ns = self._zero_ns[key.epoch]
+        time_ns = max(0, look.patch.patch.stamp_ns - zero_ns)
+        pose = next((frame.pose for frame in reversed(frames) if frame.pose), None)
+        return PatchItem(key, time_ns / NS_PER_S, frames[0].stamp_ns, frames[-1].stamp_ns,
+                         len(frames), look.vision, pose, self._pushed_s, zero_ns, picture, keep,
+                         ahead)
+
+    def _read_ahead(self, look: _Look) -> None:
+        """Not where only the tokens that tell something new are read: they are not known yet."""
+        watch = self._config.watch
+        if not (watch.drop_threshold and watch.drop_unread):
+            self._reasoner.put(self._item(look, ahead=True))
 
     def _encode(self, look: _Look) -> None:
         pixels = to_pixels(

@@ -56,6 +56,13 @@ def summary_layers(layers: int) -> tuple[int, ...]:
     return tuple(first + (layers - first - 1) * i // max(1, count - 1) for i in range(count))
 
 
+class SummaryState(NamedTuple):
+    """What a summary held at one moment."""
+
+    sums: dict[int, torch.Tensor]
+    tokens: int
+
+
 @dataclass
 class KeySummary:
     """Mean of the un-rotated keys of one segment's vision tokens, in some layers.
@@ -81,6 +88,15 @@ class KeySummary:
         for layer, total in self._fresh.items():
             self.sums[layer] = self.sums[layer] + total if layer in self.sums else total
         self.tokens += self._fresh_tokens
+        self._fresh, self._fresh_tokens = {}, 0
+
+    def state(self) -> SummaryState:
+        """To come back to with `restore`."""
+        return SummaryState(dict(self.sums), self.tokens)
+
+    def restore(self, state: SummaryState) -> None:
+        """Forget what came since."""
+        self.sums, self.tokens = dict(state.sums), state.tokens
         self._fresh, self._fresh_tokens = {}, 0
 
     def mean(self) -> torch.Tensor | None:
