@@ -1,9 +1,9 @@
 """Pages: many small parts of a view, laid into one, so that attention does not run over each.
 
 In: a view's parts. Out: the same tokens in the same order in fewer parts. A view of a long stream
-holds hundreds of notes and rounds of twenty tokens, each with its own shift; a matrix product for each of
-them, in every layer and for every token, costs far more than the products themselves. A page
-holds copies of consecutive small blocks, their keys turned so that one shift serves all:
+holds hundreds of notes and rounds of twenty tokens, each with its own shift; a matrix product for
+each of them, in every layer and for every token, costs far more than the products themselves. A
+page holds copies of consecutive small blocks, their keys turned so that one shift serves all:
 
     parts    n0 Δ=7   n1 Δ=9   n2 Δ=9   n3 Δ=4          four products, three rotations of the query
     page     n0 n1+2 n2+2 n3−3, Δ=7                      one product, one rotation
