@@ -92,9 +92,10 @@ class Loaded:
             report.target(name, sign, limit)
 
 
-def arguments(name: str, argv: Sequence[str], segments: int = 0,
-              plot: bool = False) -> argparse.Namespace:
-    """--quick, --json, --model, --quantization, --device; where it counts --segments, --plot."""
+def arguments(name: str, argv: Sequence[str], segments: int = 0, plot: bool = False,
+              parts: Sequence[str] = ()) -> argparse.Namespace:
+    """--quick, --json, --model, --quantization, --device; where it has them --segments, --plot,
+    --parts."""
     parser = argparse.ArgumentParser(prog=f'scripts/bench {name}')
     parser.add_argument('--quick', action='store_true',
                         help='fewer repeats: a few minutes on 2 cores')
@@ -108,6 +109,8 @@ def arguments(name: str, argv: Sequence[str], segments: int = 0,
                             help='largest memory (default: %(default)d)')
     if plot:
         parser.add_argument('--plot', type=Path, metavar='PNG')
+    if parts:
+        parser.add_argument('--parts', nargs='+', choices=parts, default=parts)
     return parser.parse_args(argv)
 
 
