@@ -7,6 +7,10 @@ import pytest
 from engine.harness import WAIT_S, Gate, clip, threads, until, watch
 
 from tww_ros import Question
+from tww_ros.config import AnswerConfig
+from tww_ros.engine.counters import Counters
+from tww_ros.engine.desk import Desk
+from tww_ros.engine.pending import PendingAnswer
 from tww_ros.errors import AnswerTimeoutError, CancelledError
 from tww_ros.model.scripted import ScriptedModel
 
@@ -230,6 +234,15 @@ def test_cancel_before_the_start_costs_no_step(talking, gate):
     note = len('nothing new') + 2                                           # prompt, text, closer
     assert engine.model.steps - steps == 1 + note
     assert engine.stats().answers_cancelled == 3
+
+
+def test_who_sleeps_until_an_end_is_woken_when_it_can_be_seen():
+    seen = []
+    desk = Desk(AnswerConfig(), Counters(), lambda: seen.append(pending.done()))
+    pending = PendingAnswer(Question('what?'))
+    desk.register(pending)
+    assert pending.cancel()
+    assert seen[-1] and not seen[0]
 
 
 def test_cancel_after_the_end_changes_nothing(talking, gate):

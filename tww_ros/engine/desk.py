@@ -53,6 +53,7 @@ class Desk:
             pending.position = self._position
             pending.on_first_token = self._begun
             pending.on_end = self._ended
+            pending.on_ended = self._wake
             self._open[pending.number] = pending
             self._urgent.add(pending.number)
             self._next_deadline_s = min(self._next_deadline_s, _deadline_s(pending))
@@ -113,7 +114,6 @@ class Desk:
         with self._lock:
             self._open.pop(pending.number, None)
             self._urgent.discard(pending.number)
-        self._wake()
 
 
 def _deadline_s(pending: PendingAnswer) -> float:

@@ -45,6 +45,8 @@ class PendingAnswer:
         self.position: Callable[[PendingAnswer], int] = lambda _: 0
         # The engine's books, kept before anybody learns of the end: who has it may ask again.
         self.on_end: Callable[[PendingAnswer, TwwError | None], None] = lambda *_: None
+        # And who sleeps until something ends is woken when it has.
+        self.on_ended: Callable[[], None] = lambda: None
         self.on_first_token: Callable[[PendingAnswer], None] = lambda _: None
         self._future: Future[Answer] = Future()
         self._pieces: list[AnswerPiece] = []
@@ -169,6 +171,7 @@ class PendingAnswer:
             listeners, self._done_listeners = self._done_listeners, []
             piece_listeners = list(self._piece_listeners)
             self._changed.notify_all()
+        self.on_ended()
         for piece_listener in piece_listeners:
             self._deliver(piece_listener)
         for listener in listeners:
