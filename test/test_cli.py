@@ -382,8 +382,11 @@ def test_doctor_refuses_a_domain_that_linux_gives_away(monkeypatch):
 def test_bench_runs_a_file_of_the_repository(tmp_path, capsys, monkeypatch):
     (tmp_path / 'benchmarks').mkdir()
     (tmp_path / 'benchmarks/cli_probe_bench.py').write_text(
+        'from __future__ import annotations\n'
+        'from dataclasses import dataclass\n'
         'from cli_probe_helper import NUMBER\n'
-        'def main(argv):\n    print(NUMBER, argv)\n    return 1\n')
+        '@dataclass\nclass Plan:\n    number: int\n'
+        'def main(argv):\n    print(Plan(NUMBER).number, argv)\n    return 1\n')
     (tmp_path / 'benchmarks/cli_probe_helper.py').write_text('NUMBER = 42\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', list(sys.path))

@@ -265,6 +265,8 @@ def _bench(arguments: argparse.Namespace) -> int:
                           f'{", ".join(sorted(found)) or "none (run it in the repository)"}')
     spec = importlib.util.spec_from_file_location(f'benchmarks.{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
+    # Where dataclasses look for the names of their annotations.
+    sys.modules[spec.name] = module
     # Benchmarks import helpers that lie beside them.
     sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)
