@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from tww_ros import Engine
 from tww_ros.errors import EngineClosedError, NothingSeenError, StoreError
 from tww_ros.model.scripted import ScriptedModel
 from tww_ros.node.client import TwwClient
+from tww_ros.node.engine_room import _give_back, _set_apart
 from tww_ros.node.lifecycle import ERROR, FAILURE, SUCCESS, ManagedNode
 from tww_ros.node.node import TwwNode
 
@@ -368,3 +370,21 @@ def test_ends_of_a_transition(spun: Callable, outcome: object, recovered: object
         # And it can be tried again.
         made.change(Transition.TRANSITION_CONFIGURE)
         assert made.node.lifecycle_state == state
+
+
+def test_what_a_model_is_made_of_is_looked_at_again_when_it_is_given_back() -> None:
+    """The collector leaves it out meanwhile; it is full of cycles, and all of it goes."""
+    class Part:
+        pass
+
+    part = Part()
+    part.itself = part
+    alive = weakref.ref(part)
+    try:
+        _set_apart()
+        del part
+        gc.collect()
+        assert alive() is not None and gc.get_freeze_count() > 10_000
+    finally:
+        _give_back()
+    assert alive() is None and gc.get_freeze_count() == 0

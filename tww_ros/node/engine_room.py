@@ -198,6 +198,7 @@ class EngineRoom:
     def _make(self, node: NodeConfig, config: EngineConfig) -> Any:
         model = self._load(node)
         from tww_ros import Engine
+        _set_apart()
         self.progress.value = LOADED
         engine = Engine(model, config, on_note=partial(self._bell.call, self._on_note)).start()
         self.progress.value = 1.0
@@ -220,8 +221,16 @@ class EngineRoom:
         return ended
 
 
+def _set_apart() -> None:
+    """Look for garbage no more in what libraries and the model are made of: a third of a million
+    objects, through which the collector would go every now and then while all threads wait."""
+    gc.collect()
+    gc.freeze()
+
+
 def _give_back() -> None:
     """Free what nobody holds any more: engines and models are full of cycles."""
+    gc.unfreeze()
     gc.collect()
     torch = sys.modules.get('torch')
     if torch is not None and torch.cuda.is_available():
