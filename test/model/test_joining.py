@@ -29,6 +29,7 @@ def filled(model, length, start, seed):
         block.write(layer, torch.randn(shape, generator=generator),
                     torch.randn(shape, generator=generator))
     block.commit(length, start + length)
+    block.seal()
     return block
 
 
@@ -42,8 +43,10 @@ def memory(model, count, seed=0):
         if number % 9 == 4:
             block = quantize(block, QuantScheme(8))
         entries.append(Entry(block, rng.choice(('source', 'target')), number))
-    # A question of this session: its block is not joined.
-    entries.append(Entry(filled(model, 6, 40, 1_000), 'source'))
+    # A question under way: its block is not sealed, so it is not joined.
+    asked = filled(model, 6, 40, 1_000)
+    asked.sealed = False
+    entries.append(Entry(asked, 'source'))
     return entries
 
 

@@ -17,8 +17,8 @@ the note may still be finished before the last of many questions is admitted.) W
 step.deterministic the questions of a moment share packed steps, which round differently for
 different numbers of rows (1e-6 in a probability): two almost equal logits may change places.
 
-The settings OFFLINE keep wall time out: no note is skipped, no camera counts as silent, and no
-session is forgotten for there being many.
+The settings OFFLINE keep wall time out: no note is skipped, no camera counts as silent, nothing is
+read ahead, and no session is forgotten for there being many.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from tww_ros.world.render import Renderer
 
 MODES = ('settled', 'deterministic', 'live')
 OFFLINE: Mapping[str, Any] = {
-    'watch.idle_close_s': 3_600.0, 'note.backlog': 10_000, 'answer.max_waiting': 10_000,
-    'answer.max_sessions': 10_000, 'answer.sessions_bytes': 1 << 40,
+    'watch.idle_close_s': 3_600.0, 'watch.look_ahead': False, 'note.backlog': 10_000,
+    'answer.max_waiting': 10_000, 'answer.max_sessions': 10_000,
+    'answer.sessions_bytes': 1 << 40,
 }
 # Longest wait for room, for memory or for one answer: far more than anything takes.
 PATIENCE_S = 1_800.0
