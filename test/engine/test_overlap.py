@@ -236,7 +236,7 @@ def test_a_frame_that_was_read_ahead_still_becomes_half_of_a_patch(start, listen
     first, second = clip(0, 1)
     engine.push(first)
     until(lambda: len(read) == 1, 'it was read ahead')
-    assert engine.stats().frames_watched == len(engine.memory) == 0
+    assert engine.stats().frames_watched == engine.stats().segments == len(engine.memory) == 0
     engine.push(second)
     assert engine.drain(WAIT_S)
     assert len(encoded) == 2 and not np.array_equal(encoded[0], encoded[1])

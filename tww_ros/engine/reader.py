@@ -116,8 +116,8 @@ class Reader:
 
     @property
     def open_segments(self) -> int:
-        """Segments that are not closed yet."""
-        return len(self._open)
+        """Segments that have a patch and are not closed yet."""
+        return sum(reading.record.frames > 0 for reading in list(self._open.values()))
 
     def resume(self, epoch: int, next_order: int) -> None:
         """Go on behind what was read before this start."""
