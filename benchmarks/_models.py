@@ -9,7 +9,7 @@ In: --model. Out: the model, which weights it has, and what is asked of it.
     anything else       as `load_model` takes it
 
 Neither random weights end a note when it is said, nor trained ones in windows that are wider than
-those that they know, so notes are cut at NOTE_TOKENS.
+those that they know, so notes are cut at MOST_NOTE_TOKENS.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VISION = {
     'out_hidden_size': 2_048, 'num_position_embeddings': 2_304,
     'deepstack_visual_indexes': [5, 11, 17], 'initializer_range': 0.02,
 }
-NOTE_TOKENS = 12
+MOST_NOTE_TOKENS = 12
 # Of the pictures: what the small models were made for, and 14 × 14 tokens.
 SMALL_PX, BIG_PX = 192, 448
 # tiny-random brings no settings: pictures and memory are about as small as the embedded model's.
@@ -129,7 +129,7 @@ def load(options: argparse.Namespace) -> Loaded:
         model = load_model(name, quantization, device)
     on_cuda = model.device.type == 'cuda'
     settings = {**({} if name == BIG else SMALL), **model.settings,
-                'note.max_new_tokens': NOTE_TOKENS}
+                'note.max_new_tokens': MOST_NOTE_TOKENS}
     targets = ''
     if on_cuda and (name, quantization) == (BIG, 'nf4'):
         targets = 'cuda'

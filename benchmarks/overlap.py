@@ -1,7 +1,7 @@
 """Watching and thinking at once: first tokens, ingest and drops while a camera runs, and peers.
 
-    scripts/bench overlap --quick --json FILE                    some three minutes on two cores
-    scripts/bench overlap --parts drops --json FILE                one part of it
+    scripts/bench overlap --quick --json FILE                    some four minutes on two cores
+    scripts/bench overlap --parts drops --json FILE              one part of it
     scripts/bench overlap --model qwen3vl-2b-random --quantization nf4 --json FILE
 
 One engine really watches 1,000 segments (two pictures and a note each), then in one process, in

@@ -43,7 +43,7 @@ import cv2
 import numpy as np
 import torch
 from _camera import tabletop
-from _models import BIG, EMBEDDED, NOTE_TOKENS, SMALL, arguments, save_random
+from _models import BIG, EMBEDDED, MOST_NOTE_TOKENS, SMALL, arguments, save_random
 from _report import Report, median, percentile
 from _ros_measure import (
     ASK_S,
@@ -149,7 +149,7 @@ def model_parameters(options: argparse.Namespace, folder: Path) -> tuple[str, di
     elif name == 'tiny-random':
         given |= SMALL
     if weights in ('embedded-untrained', BIG, 'tiny-random'):
-        given['note.max_new_tokens'] = NOTE_TOKENS
+        given['note.max_new_tokens'] = MOST_NOTE_TOKENS
     return weights, {**given, 'model': name}
 
 

@@ -73,8 +73,8 @@ def embedded_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             'vocab_size': VOCABULARY, 'hidden_size': 256, 'intermediate_size': 640,
             'num_hidden_layers': 5, 'num_attention_heads': 8, 'num_key_value_heads': 2,
             'head_dim': 32, 'initializer_range': 0.03, 'max_position_embeddings': 32_768,
-            # As the released models have it. With 10,000 only six of a head's 32 numbers stand
-            # still over the length of a stream, too few to find an old note by what it says.
+            # As the released models have it. With 10,000 only four of a head's 32 numbers turn by
+            # less than a radian over a stream, too few to find an old note by what it says.
             'rope_parameters': {'rope_type': 'default', 'rope_theta': 5_000_000.0,
                                 'mrope_section': [6, 5, 5], 'mrope_interleaved': True},
         },
