@@ -169,6 +169,10 @@ def test_any_history_equals_brute_force(events, budget, max_segments, tokens, no
     for number in range(epoch + 1):
         found = real.resident(Scope(number, cameras, window, until), tokens=tokens,
                               note_tokens=note_tokens)
+        everything = real.resident(Scope(number, cameras, window, until), tokens=tokens,
+                                   note_tokens=note_tokens, fetch=True)
+        assert real.shows(Scope(number, cameras, window, until), tokens=tokens,
+                          note_tokens=note_tokens) == bool(everything)
         expected = brute.resident(number, tokens, note_tokens, cameras, until, window)
         assert [(*item.place, item.record.id) for item in found] == expected
         for item in found:

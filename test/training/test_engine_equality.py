@@ -36,6 +36,9 @@ class Teller:
         self._model = model
         self._step = model.step
         self._to_say: dict[int, list[int]] = {}
+        # By question block, what the answer begins with where it stands there: it is counted to
+        # the answer's block, as it is in training.
+        self._begun: dict[int, tuple[list[int], torch.Tensor, list[int]]] = {}
         monkeypatch.setattr(model, 'step', self._tell)
 
     def _tell(self, spans):
@@ -45,7 +48,7 @@ class Teller:
             key = id(span.block)
             if key not in self.ids:
                 self.blocks.append(span.block)  # kept, so that its id stays its own
-                self.ids[key], self.logits[key] = [], {}
+                self._open(key, id(span.view.parts[-1].block) if span.view.parts else 0)
             self.ids[key] += span.run.ids
             if rows is None:
                 said.append(None)
@@ -55,14 +58,32 @@ class Teller:
             said.append(self._replaced(key, rows) if span.logits == 'last' else rows)
         return said
 
+    def _open(self, key: int, before: int) -> None:
+        self.ids[key], self.logits[key] = [], {}
+        if before in self._begun:
+            prefix, row, self._to_say[key] = self._begun.pop(before)
+            self.ids[key] += prefix
+            self.logits[key][len(prefix) - 1] = row
+
     def _replaced(self, key: int, rows: torch.Tensor) -> torch.Tensor:
         model, style = self._model, self._model.style
         if self.ids[key] == model.encode(style.note_prefix):
             note = self._notes.pop(0)
             self._to_say[key] = [*model.encode(style.note_text(note)),
                                  *model.encode(style.note_closer)]
-        elif self.ids[key] == model.encode(style.answer_prefix):
+        prefix = model.encode(style.answer_prefix)
+        if self.ids[key] == prefix:
             self._to_say[key] = self.answers.pop(0)
+        elif self.ids[key][-len(prefix):] == prefix:
+            del self.ids[key][-len(prefix):]
+            self._to_say[key] = self.answers.pop(0)
+            said = self._said(key, rows)
+            self._begun[key] = prefix, rows[-1], self._to_say.pop(key)
+            return said
+        return self._said(key, rows)
+
+    def _said(self, key: int, rows: torch.Tensor) -> torch.Tensor:
+        """Rows that make it say the next token of what it is to say."""
         if not self._to_say.get(key):
             return rows
         wanted = torch.full_like(rows, -1e4)

@@ -55,8 +55,7 @@ def question_ids(model: StepModel, question: Question) -> list[int]:
 def scope_of(bank: MemoryBank, config: MemoryConfig, question: Question, epoch: int) -> Scope:
     """Memory as a question that is asked now sees it; NothingSeenError when that is nothing."""
     scope = Scope(epoch, question.cameras, question.window, change=bank.change)
-    if bank.resident(scope, tokens=config.resident_tokens, note_tokens=config.resident_note_tokens,
-                     fetch=True):
+    if bank.shows(scope, tokens=config.resident_tokens, note_tokens=config.resident_note_tokens):
         return scope
     everything = {'tokens': sys.maxsize, 'note_tokens': sys.maxsize, 'fetch': True}
     too_long = bank.resident(scope, **everything)
@@ -111,13 +110,17 @@ def answer(model: StepModel, config: EngineConfig, pending: PendingAnswer, sessi
     prefix = model.encode(style.choice_prefix if question.choices and not reasons
                           else style.answer_prefix)
 
-    branch = model.new_block(view.start('source'), capacity=len(ids))
-    behind = _behind(view, branch, len(ids), model.scheme)
+    # On one axis what the answer begins with comes right behind the question: one run of tokens,
+    # which attends to memory once.
+    joined = prefix if model.scheme == 'continuous' else []
+    branch = model.new_block(view.start('source'), capacity=len(ids) + len(joined))
+    asked = TokenRun.text([*ids, *joined], branch.end)
+    behind = _behind(view, branch, len(asked), model.scheme)
     block = model.new_block(behind.start('target'), capacity=len(prefix))
-    asked, begun = TokenRun.text(ids, branch.end), TokenRun.text(prefix, block.end)
-    # What the answer begins with sees the question that the same step computes.
+    begun = TokenRun.text(prefix[len(joined):], block.end)
+    # On two it is in the other block, and sees the question that the same step computes.
     *_, told = yield ([Span(branch, view, asked), Span(block, behind, begun, 'last', mass)]
-                      if prefix else [Span(branch, view, asked, 'last', mass)])
+                      if len(begun) else [Span(branch, view, asked, 'last', mass)])
     own = [Entry(branch, 'source')]
 
     closer = model.encode(style.answer_closer)

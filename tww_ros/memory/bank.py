@@ -227,6 +227,15 @@ class MemoryBank:
             chosen += self._book.choose(scope, note_tokens, notes, lost_found=fetch, lost=lost)
         return sorted(chosen, key=lambda item: item.place)
 
+    def shows(self, scope: Scope, *, tokens: int, note_tokens: int) -> bool:
+        """Whether `resident` finds anything, with `fetch`; without a list of it."""
+        with self._lock:
+            records = self._in_scope(self._tiers.newest_first((*ATTENDED, HOST, DISK)), scope)
+            newest = next(records, None)
+            if newest is not None and newest.kv_tokens <= tokens:
+                return True
+        return bool(self.resident(scope, tokens=tokens, note_tokens=note_tokens, fetch=True))
+
     def exceeds(self, tokens: int, note_tokens: int) -> tuple[bool, bool]:
         """Whether there is more than fits into these: of segments, and of notes (or of what was
         summed up)."""
