@@ -17,7 +17,13 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from tww_ros import load_model
 from tww_ros.errors import ModelError
-from tww_ros.model.positions import MRope, patch_positions, rotate, text_positions
+from tww_ros.model.positions import (
+    MRope,
+    patch_positions,
+    rotate,
+    rotate_signed,
+    text_positions,
+)
 from tww_ros.model.run import TokenRun
 
 CPU = torch.device('cpu')
@@ -135,6 +141,18 @@ def test_scores_depend_on_differences_only(start):
         scores = rotate(q, *asked) @ rotate(k, *stored).transpose(1, 2)
         assert (scores - expected).abs().max() < 1e-4
         assert expected.abs().max() > 10
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_tokens_are_moved_as_if_they_had_been_written_there(name):
+    config, positions = CONFIGS[name], places(HOURS_10, 6)
+    rope, shifts, counts = MRope(config, CPU), np.array([0, -9, HOURS_10]), np.array([2, 1, 3])
+    keys = torch.randn(2, 6, config.head_dim, dtype=torch.float64,
+                       generator=torch.Generator().manual_seed(0))                # [h, T, D]
+    there = rotate(keys, *exact_table(config, positions))
+    moved = rotate_signed(there, *rope.moves(shifts, counts, torch.float64))
+    expected = rotate(keys, *exact_table(config, positions + shifts.repeat(counts)))
+    assert (moved - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize('grids', [

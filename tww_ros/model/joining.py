@@ -29,14 +29,14 @@ import torch
 
 from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.view import Part
-from tww_ros.model.positions import MRope, rotate
+from tww_ros.model.positions import MRope, rotate_signed
 
 # Longer blocks stand by themselves; a page has at most so many blocks.
-LONGEST_TOKENS = 48
+LONGEST_TOKENS = 160
 MOST_PARTS = 128
-# One block in so many begins a page: the larger pages are, the fewer products, and the more has to
-# be copied when a note comes.
-SPACING = 64
+# One token in so many begins a page, with its block: the larger pages are, the fewer products, and
+# the more has to be copied when a note comes.
+SPACING_TOKENS = 1_280
 CACHE_BYTES = 64 << 20
 
 
@@ -128,13 +128,13 @@ class Pages:
 
     def _make(self, run: list[Part]) -> Page:
         self.made += 1
-        moved = [part.shift - run[0].shift for part in run]
         lengths = tuple(part.length for part in run)
-        keys = torch.cat([part.block.keys[:, :, :part.length] for part in run], dim=2)
-        deltas = np.repeat(np.array(moved, dtype=np.int64), lengths)
-        table = self._rope.table(np.broadcast_to(deltas, (3, len(deltas))), self._shape.dtype)
-        values = torch.cat([part.block.values[:, :, :part.length] for part in run], dim=2)
-        return Page(rotate(keys, *table).unbind(), values.unbind(), lengths)
+        # Sealed blocks have no spare capacity: whole tensors, which are joined far quicker.
+        keys = torch.cat([part.block.keys for part in run], dim=2)              # [L, H, n, D]
+        values = torch.cat([part.block.values for part in run], dim=2)
+        moved = np.array([part.shift - run[0].shift for part in run])
+        table = self._rope.moves(moved, np.array(lengths), self._shape.dtype)
+        return Page(rotate_signed(keys, *table).unbind(), values.unbind(), lengths)
 
 
 def _may_join(part: Part) -> bool:
@@ -144,5 +144,7 @@ def _may_join(part: Part) -> bool:
 
 
 def _begins_page(part: Part) -> bool:
-    # Of whole numbers: the same in every process.
-    return hash((part.block.start, part.block.end, part.length)) % SPACING == 0
+    # Of whole numbers: the same in every process. Notes often begin at the same place: the segment
+    # tells them apart.
+    number = 0 if part.segment_id is None else part.segment_id
+    return hash((number, part.block.start, part.length)) % SPACING_TOKENS < part.length

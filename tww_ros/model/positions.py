@@ -70,12 +70,24 @@ class MRope:
         `shifts` for so many rows as the first of `counts` says, and so on. A shift is one more
         turn, so sines are taken of tokens and of shifts only, not of all rows.
         """
-        rows, half = len(tokens), self.head_dim // 2
         own = np.exp(1j * (positions[self.axis].T * self.inv_freq))             # [N, D/2]
         back = np.exp(-1j * (shifts[:, None] * self.inv_freq)).repeat(counts, 0)  # [R, D/2]
-        table = np.empty((2, rows + len(own), self.head_dim),
+        return self._signed(np.concatenate((own[tokens] * back, own)), dtype)
+
+    def moves(self, shifts: np.ndarray, counts: np.ndarray, dtype: torch.dtype
+              ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tables for `rotate_signed` [T, D] that move tokens on by the first of `shifts`, on every
+        axis, for so many of them as the first of `counts` says, and so on."""
+        tables = self._signed(np.exp(1j * (shifts[:, None] * self.inv_freq)), dtype)
+        repeats = torch.from_numpy(counts).to(self._device)
+        cos, sin = (table.repeat_interleave(repeats, 0) for table in tables)
+        return cos, sin
+
+    def _signed(self, turns: np.ndarray, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines [T, D] of turns of the complex plane [T, D/2]."""
+        half = self.head_dim // 2
+        table = np.empty((2, len(turns), self.head_dim),
                          np.float64 if dtype == torch.float64 else np.float32)
-        turns = np.concatenate((own[tokens] * back, own))                       # [R + N, D/2]
         table[0, :, :half] = table[0, :, half:] = turns.real
         table[1, :, half:] = turns.imag
         np.negative(table[1, :, half:], out=table[1, :, :half])
@@ -91,4 +103,4 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 def rotate_signed(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """The same with the sines of `MRope.turns`, in half as many operations."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
