@@ -194,6 +194,32 @@ def test_a_note_lets_an_answer_pass_until_its_first_token_but_not_for_ever(start
     assert engine.stats().notes_written == written + 1
 
 
+def test_what_a_note_sees_is_laid_out_after_the_step_that_a_first_token_waits_for(start,
+                                                                                 monkeypatch):
+    happened = []
+
+    def before(spans):
+        happened.append('step')
+
+    engine = start(ScriptedModel(before_step=before))
+    watch(engine, clip(0, 2))
+    resident = engine._bank.resident
+
+    def look(scope, **options):
+        # Only a note's scope ends with a segment.
+        happened.append('question' if scope.until is None else 'note')
+        return resident(scope, **options)
+
+    monkeypatch.setattr(engine._bank, 'resident', look)
+    for one in clip(2, 3):
+        engine.push(one)
+    # It closes the segment.
+    assert engine.ask(Question('what?')).result(WAIT_S).text == 'yes'
+    assert engine.drain(WAIT_S)
+    first = happened.index('question')
+    assert happened[first:first + 3] == ['question', 'step', 'note']
+
+
 # Looking ahead
 
 @pytest.fixture

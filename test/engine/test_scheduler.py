@@ -493,3 +493,27 @@ def test_the_watcher_lets_an_answer_begin_before_it_encodes_what_came_later(star
                engine.ask(Question('what?', session='b'))]
     gate.open()
     assert pending[-1].result(WAIT_S).as_of_ns == 4_500_000_000
+
+
+def test_an_odd_frame_behind_a_question_is_not_encoded_before_the_answer_begins(start, gate,
+                                                                               monkeypatch):
+    monkeypatch.setattr(watcher, 'ANSWER_PAUSE_S', WAIT_S)
+    model, encoded = ScriptedModel(before_step=gate), []
+    encode = model.encode_patch
+    monkeypatch.setattr(model, 'encode_patch',
+                        lambda pixels: (encoded.append(pending), encode(pixels))[1])
+    engine, pending = start(model, note__enabled=False, watch__look_ahead=True,
+                            watch__idle_close_s=100.0), None
+    watch(engine, clip(0, 2))
+    encoded.clear()
+    gate.close()
+    pending = engine.ask(Question('what?'))
+    engine.push(clip(2, 3)[0])
+    until(lambda: engine._watcher._ahead, 'the frame was looked at')
+    while pending.first_token_s is None:
+        assert not encoded
+        gate.let()
+        gate.wait()
+    until(lambda: encoded == [pending], 'it was encoded')
+    gate.open()
+    assert pending.result(WAIT_S).text == 'yes'

@@ -99,6 +99,7 @@ class Reasoner:
                                 self._settled, self._report)
         self._drains: list[tuple[tuple[Noting, ...], threading.Event]] = []
         self._newest_epoch = 0
+        self._note_passed = False
         self._scheduler = Scheduler(config.step)
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name='tww-reasoner', daemon=True)
@@ -238,12 +239,20 @@ class Reasoner:
                 if isinstance(item, PatchItem) and not item.ahead:
                     self._counters.add(frames_rejected=item.frames)
         self._answers.begin()
-        self._notes.begin()
+        self._begin_note()
         if self._drains:
             for notes, done in self._drains:
                 if not any(noting in self._notes.waiting for noting in notes):
                     done.set()
             self._drains = [drain for drain in self._drains if not drain[1].is_set()]
+
+    def _begin_note(self) -> None:
+        """Lay out what the next note sees; a first token does not wait for that, for one step."""
+        self._note_passed = not self._note_passed and any(
+            answering.rows and answering.pending.first_token_s is None
+            for answering in self._answers.under_way)
+        if not self._note_passed:
+            self._notes.begin()
 
     def _waits_for_all(self) -> bool:
         """Deterministic: whether a note or an answer must be written before the inbox goes on."""

@@ -211,6 +211,7 @@ class Watcher:
                 elif isinstance(item, _Arrived):
                     self._watch(item)
                 elif isinstance(item, _Look):
+                    self._let_answer_begin()
                     # As a patch it is tried again, and reported.
                     with contextlib.suppress(Exception):
                         self._encode(item)
@@ -311,8 +312,8 @@ class Watcher:
         self._reasoner.put(mark)
 
     def _let_answer_begin(self) -> None:
-        """On the CPU, where both threads share the cores: a patch that came behind a question
-        waits a little for its first token, once; not with another question behind the patch."""
+        """On the CPU, where both threads share the cores: what came behind a question waits a
+        little for its first token, once; not with another question behind it."""
         asked, self._asked = self._asked, None
         if asked is None or self._model.device.type != 'cpu' or self._config.step.deterministic:
             return
