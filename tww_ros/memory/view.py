@@ -17,8 +17,8 @@ It knows nothing of tensors' contents, of text, or of time: the caller brings th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from tww_ros.memory.block import KVBlock
 
@@ -26,8 +26,7 @@ Side = Literal['source', 'target']
 Scheme = Literal['continuous', 'decoupled']
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A block on its side; `segment_id` says whose evidence it is (None: header or dialogue)."""
 
     block: KVBlock
@@ -35,8 +34,7 @@ class Entry:
     segment_id: int | None = None
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """`length` tokens of a block, seen at stored position + `shift`."""
 
     block: KVBlock
@@ -69,7 +67,7 @@ class View:
         offset = position - self.next_source
         if offset == 0:
             return self
-        parts = tuple(replace(part, shift=part.shift + offset) for part in self.parts)
+        parts = tuple(part._replace(shift=part.shift + offset) for part in self.parts)
         return View(parts, self.next_source + offset, self.next_target + offset)
 
 
