@@ -22,20 +22,23 @@ one patch a segment, so that the engine itself tells when a patch has entered me
 
 from __future__ import annotations
 
+import functools
+import gc
 import itertools
 import math
 import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from types import SimpleNamespace
 
+import torch
 from _camera import WAIT_S, Camera, Film, fill, tabletop
 from _models import Loaded, arguments, endless, finish, load
 from _peers import PEER_FPS as FPS
 from _peers import (
     QUESTION,
     QUESTION_FIRST,
-    RECENT,
     SYNTHETIC,
     peers_beside,
     take_quicker_threads,
@@ -62,6 +65,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the benchmark; returns the exit code."""
     options = arguments('overlap', argv, segments=SEGMENTS, parts=PARTS)
     loaded, report = load(options), Report('overlap')
+    # As a node does: the collector would hold all threads up while it goes through the model.
+    gc.collect()
+    gc.freeze()
     rounds, answers, seconds = QUICK_REPEATS if options.quick else REPEATS
     rng, film = random.Random(0), Film(tabletop(loaded.picture_px))
     closed_s: list[float] = []
@@ -102,7 +108,12 @@ def measure_first_tokens(report: Report, loaded: Loaded, engine: Engine, film: F
     """Idle, ingesting and every peer in turn; the question comes at a random moment."""
     pictures, interleaved = peers_beside(engine, loaded.model, film)
     report.add('tokens_in_interleaved', interleaved.stream.block.length)
-    report.add('peer_threads', take_quicker_threads(pictures[RECENT]))
+    stream = SimpleNamespace(ask=functools.partial(interleaved.stream.ask, max_new_tokens=1))
+    threads = {name: take_quicker_threads(peer)
+               for name, peer in {**pictures, SYNTHETIC: stream}.items()}
+    threads[QUESTION_FIRST] = threads[SYNTHETIC]
+    for name, count in threads.items():
+        report.add(f'threads_{name}', count)
     seconds: dict[str, list[float]] = defaultdict(list)
     rates: dict[str, list[float]] = defaultdict(list)
     for number in range(repeats + 1):
@@ -124,8 +135,10 @@ def measure_first_tokens(report: Report, loaded: Loaded, engine: Engine, film: F
             rates[state].append((answer.completion_tokens - 1)
                                 / max(1e-9, answer.total_s - answer.first_token_s))
         for name, first in ((SYNTHETIC, False), (QUESTION_FIRST, True)):
+            torch.set_num_threads(threads[name])
             seconds[name].append(interleaved.first_token_s(film, QUESTION, after_s, first))
         for name, peer in pictures.items():
+            torch.set_num_threads(threads[name])
             seconds[name].append(peer.ask(QUESTION).first_token_s)
     for name, values in seconds.items():
         report.add(f'first_token_ms_{name}', 1e3 * median(values))
