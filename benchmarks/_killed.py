@@ -66,7 +66,7 @@ def measure_killed_engine(report: Report, quick: bool) -> None:
 
 
 def killed_at(folder: Path, after_s: float) -> int:
-    """Segments with notes that an engine had told of when it was killed, `after_s` after its first."""
+    """Noted segments that an engine had told of when it was killed, `after_s` after its first."""
     with subprocess.Popen([sys.executable, '-c', PROGRAM, str(folder)], stdout=subprocess.PIPE,
                           text=True) as process:
         told = int(process.stdout.readline() or 0)
