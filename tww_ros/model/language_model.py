@@ -30,6 +30,7 @@ from tww_ros.memory.view import Part, Scheme, View
 from tww_ros.model.attention import NAME, choose_backend
 from tww_ros.model.codec import TextCodec
 from tww_ros.model.costs import StepCosts, measure_costs
+from tww_ros.model.device import SideStream, send
 from tww_ros.model.joining import Pages
 from tww_ros.model.planning import Attend, plan_step
 from tww_ros.model.positions import MRope
@@ -81,6 +82,7 @@ class VideoLanguageModel:
         self._language_model = model.model.language_model
         self._embed = self._language_model.embed_tokens
         self._heads = text.num_attention_heads
+        self._beside = SideStream(self.device)
         self.set_attention('fixed')
         text._attn_implementation = NAME
 
@@ -135,13 +137,15 @@ class VideoLanguageModel:
     @torch.inference_mode()
     def encode_patch(self, pixels: Pixels) -> VisionTokens:
         """One temporal patch through the vision tower and its DeepStack mergers."""
-        grid = torch.tensor([[1, pixels.grid_h, pixels.grid_w]], device=self.device)
-        values = torch.from_numpy(pixels.values).to(self.device)
-        output = self.hf.model.get_image_features(values, grid, return_dict=True)
+        with self._beside():
+            grid = torch.tensor([[1, pixels.grid_h, pixels.grid_w]], device=self.device)
+            output = self.hf.model.get_image_features(send(pixels.values, self.device), grid,
+                                                      return_dict=True)
+            tokens, *levels = (level[0].to(self.dtype) for level in
+                               (output.pooler_output, *output.deepstack_features))
+            self._beside.lend(tokens, *levels)
         rows, columns = pixels.grid_h // self.merge_size, pixels.grid_w // self.merge_size
-        return VisionTokens(output.pooler_output[0].to(self.dtype),
-                            tuple(level[0].to(self.dtype) for level in output.deepstack_features),
-                            rows, columns)
+        return VisionTokens(tokens, tuple(levels), rows, columns)
 
     # Steps
 
@@ -156,7 +160,7 @@ class VideoLanguageModel:
         Every span's keys and values are appended to its block. A span may attend to a block that
         another span of the same step extends only as far as the view's lengths say.
         """
-        ids = torch.tensor([i for span in spans for i in span.run.ids], device=self.device)  # [N]
+        ids = send(np.array([i for span in spans for i in span.run.ids], np.int64), self.device)
         embeds = self._embed(ids)                                               # [N, E]
         visual, deepstack = self._visual(spans, embeds)
         plan = plan_step(spans, self._rope, self.dtype, self.device, self._attend, self._parts)
@@ -193,7 +197,7 @@ class VideoLanguageModel:
             return None, None
         mask = np.concatenate([np.zeros(len(span.run), bool) if span.run.visual is None
                                else span.run.visual for span in spans])
-        visual = torch.from_numpy(mask).to(self.device)
+        visual = send(mask, self.device)
         embeds[visual] = torch.cat([run.tokens for run in seen])
         levels = [torch.cat(level) for level in zip(*(run.deepstack for run in seen), strict=True)]
         return visual[None], levels

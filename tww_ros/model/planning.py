@@ -27,6 +27,7 @@ import torch
 
 from tww_ros.memory.quantization import Block, QuantizedBlock
 from tww_ros.memory.view import Part, View
+from tww_ros.model.device import send
 from tww_ros.model.joining import Page
 from tww_ros.model.positions import MRope
 from tww_ros.model.run import Span
@@ -186,7 +187,7 @@ def plan_step(spans: Sequence[Span], rope: MRope, dtype: torch.dtype, device: to
     cos, sin = rope.turns(positions, tokens, np.array(rows.shifts), np.array(rows.shift_counts),
                           dtype)                                                # [R + N, D]
     count = len(tokens)
-    return StepPlan(places, groups, _to(tokens, device), rows.counts,
+    return StepPlan(places, groups, send(tokens, device), rows.counts,
                     (cos[:count, None], sin[:count, None]), (cos[count:], sin[count:]),
                     rows.turned, torch.zeros(slots, device=device), rope, attend)
 
@@ -276,8 +277,8 @@ def _group(places: list[SpanPlan], numbers: list[int], units: list[Unit],
         if asked and is_page:
             pages.setdefault(tuple(member.span for member in unit.members), []).append(unit)
     group = Group(long, units, sum(not unit.turned for unit in units),
-                  _to(np.concatenate([np.arange(places[number].first, places[number].last)
-                                      for number in numbers]), device))
+                  send(np.concatenate([np.arange(places[number].first, places[number].last)
+                                       for number in numbers]), device))
     if long:
         slots = slots[-1:]
     elif count > 1:
@@ -286,16 +287,16 @@ def _group(places: list[SpanPlan], numbers: list[int], units: list[Unit],
             missing = most - len(results[token])
             results[token] += [made] * missing
             slots[token] += [0] * missing
-        group.results = _to(np.array(results, np.int64).reshape(-1), device)
+        group.results = send(np.array(results, np.int64).reshape(-1), device)
     if asked:
         found = [np.array(slots, np.int64).reshape(-1)]
         for spans, some in pages.items():
             rows = [token for number in spans for token in range(
                 place_of[number], place_of[number] + places[number].last - places[number].first)]
             index = None if long or rows == list(range(count)) else np.array(rows, np.int64)
-            group.pages.append(PageMass(some, None if index is None else _to(index, device)))
+            group.pages.append(PageMass(some, None if index is None else send(index, device)))
             found.append(_page_slots(places, some, long))
-        group.slots = _to(np.concatenate(found), device)
+        group.slots = send(np.concatenate(found), device)
     return group
 
 
@@ -312,7 +313,3 @@ def _page_slots(places: list[SpanPlan], units: list[Unit], long: bool) -> np.nda
             rows.append(slots)
         columns.append(np.concatenate(rows))
     return np.concatenate(columns, axis=1).reshape(-1)
-
-
-def _to(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(numbers).to(device, non_blocking=True)
