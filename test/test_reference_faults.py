@@ -233,7 +233,8 @@ def test_fault_4_the_100th_segment_costs_what_the_10th_did():
                 reader.advance(len(span.run))
             reader.close(CloseItem(key, 'time'), lambda record: None)
         costs[number] = fresh.bytes
-    assert costs[9] == costs[99] > 0
+    # But for where a page of the window begins.
+    assert costs[9] == pytest.approx(costs[99], rel=0.01) and costs[9] > 0
     assert bank.tokens == sum(info.tokens for info in bank.segments()) > 2_000
 
 
