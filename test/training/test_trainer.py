@@ -41,7 +41,8 @@ def make(folder: Path, *, steps: int = 6, rate: float = 1e-3, at: int | None = N
     batches = (TabletopBatches(model, settings(), tokens) if at is None
                else Killed(model, settings(), tokens, at=at))
     stages = (Stage('perception', steps, rate, warmup=2),)
-    told = {'save_every': 2, 'check_every': 3, 'check_batches': 1, 'report_every': 1, **options}
+    told = {'save_every': 2, 'check_every': 3, 'check_batches': 1, 'report_every': 1,
+            'muon': True, **options}
     return model, Trainer(model, batches, TrainerConfig(folder, stages, precision='no', workers=0,
                                                         **told))
 
@@ -121,6 +122,14 @@ def test_folder_of_another_model_is_refused(tmp_path: Path) -> None:
             tmp_path, (Stage('perception', 3, 1e-3),), precision='no', workers=0))
 
 
+def test_folder_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    _, run = make(tmp_path, at=3)
+    with pytest.raises(Interrupted):
+        run.run()
+    with pytest.raises(TrainingError, match='of 2 optimizers, expected 1'):
+        make(tmp_path, muon=False)
+
+
 def test_diverging_run_stops_with_a_reason(tmp_path: Path) -> None:
     model, run = make(tmp_path)
     with torch.no_grad():
@@ -144,6 +153,6 @@ def test_worker_processes_give_the_same_batches(tmp_path: Path,
     model = untrained(seed=1)
     Trainer(model, TabletopBatches(model, settings(), 250), TrainerConfig(
         tmp_path, (Stage('perception', 6, 1e-3, warmup=2),), precision='no', workers=2,
-        check_every=3, check_batches=1)).run()
+        check_every=3, check_batches=1, muon=True)).run()
     assert same(weights(model), whole)
     shutil.rmtree(tmp_path)

@@ -25,6 +25,9 @@ OFTEN = (*KINDS, *HARD)
 # A stream's notes and pictures cost the same whether one question follows or twenty.
 QUIZ = dataclasses.replace(tabletop.SINGLE, name='quiz', segments=(6, 40), rounds=(10, 18),
                            kinds=OFTEN)
+# A few notes, and many questions about them: to look things up is learnt on short streams first.
+BRIEF = dataclasses.replace(QUIZ, name='brief', segments=(3, 8), gap_s=(0.0, 1.0), moments=(1, 2),
+                            rounds=(6, 12), idle_share=0.0)
 TALK = dataclasses.replace(tabletop.MULTI, name='talk', moments=(2, 4), rounds=(8, 16), sessions=3,
                            kinds=OFTEN)
 LONG_QUIZ = dataclasses.replace(tabletop.LONG_SINGLE, name='long-quiz', rounds=(10, 20),
@@ -35,9 +38,9 @@ LONG_TALK = dataclasses.replace(tabletop.LONG, name='long-talk', moments=(2, 4),
 # before. Samples differ in length: a quiz has some twenty times the tokens of a sample of events.
 MIXTURES: dict[str, dict[Recipe, float]] = {
     'perception': {tabletop.PERCEPTION: 1.0},
-    'events': {tabletop.PERCEPTION: 0.3, tabletop.EVENTS: 0.7},
-    'single': {tabletop.PERCEPTION: 0.1, tabletop.EVENTS: 0.45, tabletop.GLANCE: 0.25, QUIZ: 0.18,
-               LONG_QUIZ: 0.02},
+    'events': {tabletop.PERCEPTION: 0.25, tabletop.EVENTS: 0.5, BRIEF: 0.25},
+    'single': {tabletop.PERCEPTION: 0.05, tabletop.EVENTS: 0.35, tabletop.GLANCE: 0.25, BRIEF: 0.1,
+               QUIZ: 0.22, LONG_QUIZ: 0.03},
     'multi': {tabletop.PERCEPTION: 0.05, tabletop.EVENTS: 0.35, tabletop.GLANCE: 0.25, QUIZ: 0.14,
               TALK: 0.16, LONG_QUIZ: 0.05},
     'long': {tabletop.EVENTS: 0.35, tabletop.GLANCE: 0.25, QUIZ: 0.1, TALK: 0.1, LONG_QUIZ: 0.1,

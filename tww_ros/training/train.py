@@ -20,13 +20,13 @@ from typing import Any
 
 from tww_ros.errors import TrainingError
 
-# Steps and learning rates of the embedded model's stages.
-STAGES = {'perception': (300, 1.5e-3), 'events': (2_500, 1.5e-3), 'single': (4_000, 1.2e-3),
-          'multi': (1_500, 8e-4), 'long': (1_500, 6e-4)}
+# Steps and learning rates of the embedded model's stages, from random weights.
+STAGES = {'perception': (150, 3e-3), 'events': (600, 3e-3), 'single': (900, 2.4e-3),
+          'multi': (700, 1.6e-3), 'long': (700, 1.2e-3)}
 # Without notes an answer goes through everything that was seen, at length.
 NO_NOTES = {'note.enabled': False, 'memory.resident_tokens': 8_192, 'answer.max_new_tokens': 1_024}
 # On a user's data the order is the same; perception is what a checkpoint brings along.
-LORA_RATE = 1e-4
+TUNE_RATE, LORA_RATE = 2e-5, 1e-4
 LORA_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
 
 
@@ -35,7 +35,8 @@ class TrainOptions:
     """model: '' makes the embedded model from scratch. data: None takes the tabletop world.
 
     lora: rank of the adapters; 0 trains every weight. threads: of torch, 0 = its own choice.
-    fuse: see forward.fused; None = in long runs, where there is a C++ compiler.
+    fuse: see forward.fused; None = in long runs, where there is a C++ compiler. optimizer:
+    'adamw' or 'muon' (see `training.optimizers`); 'auto' = muon from random weights only.
     """
 
     out: Path
@@ -55,6 +56,7 @@ class TrainOptions:
     workers: int = 1
     threads: int = 0
     fuse: bool | None = None
+    optimizer: str = 'auto'
 
 
 def train(options: TrainOptions) -> Path:
@@ -110,7 +112,8 @@ def train(options: TrainOptions) -> Path:
     stages = _stages(options)
     trainer = Trainer(model, batches, TrainerConfig(
         options.out, stages, precision=options.precision, workers=options.workers,
-        fuse=_fuse(options, sum(stage.steps for stage in stages))),
+        fuse=_fuse(options, sum(stage.steps for stage in stages)),
+        muon=_optimizer(options) == 'muon'),
         after_stage=export)
     trainer.run()
     return options.out / 'stages' / options.stages[-1]
@@ -148,7 +151,9 @@ def _command(options: TrainOptions) -> str:
     told = f'tww train --out {options.out.name}'
     for flag, value in (('positions', options.positions if options.positions != 'auto' else ''),
                         ('model', Path(options.model).name), ('data', options.data),
-                        ('lora', options.lora), ('seed', options.seed)):
+                        ('lora', options.lora), ('seed', options.seed),
+                        ('rate', options.rate),
+                        ('optimizer', options.optimizer if options.optimizer != 'auto' else '')):
         if value:
             told += f' --{flag} {Path(value).name if flag == "data" else value}'
     if options.steps:
@@ -175,13 +180,20 @@ def _fuse(options: TrainOptions, steps: int) -> bool:
     return steps > 500 and shutil.which('g++') is not None
 
 
+def _optimizer(options: TrainOptions) -> str:
+    if options.optimizer != 'auto':
+        return options.optimizer
+    return 'adamw' if options.model else 'muon'
+
+
 def _stages(options: TrainOptions) -> tuple[Any, ...]:
     from tww_ros.training.trainer import Stage
     stages = []
     for index, name in enumerate(options.stages):
         steps, rate = STAGES[name]
         steps = options.steps[index] if options.steps else steps
-        rate = options.rate or (LORA_RATE if options.lora else rate)
+        tuned = LORA_RATE if options.lora else TUNE_RATE if options.model else rate
+        rate = options.rate or tuned
         stages.append(Stage(name, steps, rate, warmup=min(100, max(1, steps // 10))))
     return tuple(stages)
 
@@ -240,6 +252,8 @@ def register(commands: Any, add: Any) -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--no-notes', action='store_true',
                         help='the ablation: no notes, long reasoning instead')
+    parser.add_argument('--optimizer', choices=('auto', 'adamw', 'muon'), default='auto',
+                        help='auto: muon from random weights, adamw for a checkpoint')
     parser.add_argument('--precision', choices=('auto', 'no', 'bf16'), default='auto')
     parser.add_argument('--device', default='auto')
     parser.add_argument('--workers', type=int, default=1, help='processes that make batches')
@@ -256,6 +270,6 @@ def _run(arguments: argparse.Namespace) -> int:
         stages=tuple(arguments.stages), steps=tuple(arguments.steps), rate=arguments.rate,
         tokens=arguments.tokens, seed=arguments.seed, notes=not arguments.no_notes,
         precision=arguments.precision, device=arguments.device, workers=arguments.workers,
-        threads=arguments.threads, fuse=arguments.fuse))
+        threads=arguments.threads, fuse=arguments.fuse, optimizer=arguments.optimizer))
     print(f'trained: {result}')
     return 0

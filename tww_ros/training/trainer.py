@@ -38,6 +38,7 @@ from tww_ros.errors import TrainingError
 from tww_ros.model.language_model import VideoLanguageModel
 from tww_ros.training.curves import draw_curves
 from tww_ros.training.forward import Batch, forward, fused, training_attention
+from tww_ros.training.optimizers import optimizers_of
 
 
 class Batches(Protocol):
@@ -71,7 +72,8 @@ class Stage:
 @dataclass(frozen=True)
 class TrainerConfig:
     """Everything but the data. precision: 'auto', 'no' or 'bf16'; auto: bf16 where it is quick
-    (CUDA, CPUs with AMX). workers: processes that make batches. fuse: see forward.fused."""
+    (CUDA, CPUs with AMX). workers: processes that make batches. fuse: see forward.fused. muon:
+    see `training.optimizers`."""
 
     folder: Path
     stages: tuple[Stage, ...]
@@ -83,6 +85,7 @@ class TrainerConfig:
     check_batches: int = 4
     save_every: int = 200
     keep: int = 2
+    muon: bool = False
     weight_decay: float = 0.05
     clip: float = 1.0
 
@@ -99,13 +102,9 @@ class Trainer:
         self._after_stage = after_stage
         self._accelerator = Accelerator(mixed_precision=_precision(config.precision),
                                         cpu=model.device.type == 'cpu')
-        decayed = [p for p in model.hf.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.hf.parameters() if p.requires_grad and p.ndim <= 1]
-        optimizer = torch.optim.AdamW(
-            [{'params': decayed, 'weight_decay': config.weight_decay},
-             {'params': others, 'weight_decay': 0.0}], betas=(0.9, 0.98))
-        self._forward, self._optimizer = self._accelerator.prepare(
-            _Forward(model.hf), optimizer)
+        self._forward, *self._optimizers = self._accelerator.prepare(
+            _Forward(model.hf), *optimizers_of(model.hf, muon=config.muon,
+                                               weight_decay=config.weight_decay))
         self.step = 0
         # Time spent in training, over all starts of the run.
         self.seconds = 0.0
@@ -143,14 +142,17 @@ class Trainer:
                 fused() if config.fuse else contextlib.nullcontext()):
             for batch in self._stream(stage, self.step - first):
                 self.model.hf.train()
-                for group in self._optimizer.param_groups:
-                    group['lr'] = stage.rate_at(self.step - first)
+                rate = stage.rate_at(self.step - first)
+                for optimizer in self._optimizers:
+                    optimizer.zero_grad()
+                    for group in optimizer.param_groups:
+                        group['lr'] = rate
                 logits = self._forward(batch)
                 loss = functional.cross_entropy(logits.float(), batch.targets)
-                self._optimizer.zero_grad()
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(self.model.hf.parameters(), config.clip)
-                self._optimizer.step()
+                for optimizer in self._optimizers:
+                    optimizer.step()
                 loss = loss.detach()
                 losses.append(loss)
                 self.step += 1
@@ -224,7 +226,7 @@ class Trainer:
         hf = self.model.hf
         weights = {name: p.detach().cpu().contiguous() for name, p in hf.named_parameters()}
         save_file(weights, partial / 'model.safetensors')
-        save_file(_flatten(self._optimizer.state_dict()['state']),
+        save_file(_flatten([optimizer.state_dict()['state'] for optimizer in self._optimizers]),
                   partial / 'optimizer.safetensors')
         (partial / 'state.json').write_text(json.dumps(
             {'step': self.step, 'seconds': self._clock()}))
@@ -257,9 +259,12 @@ class Trainer:
             with torch.no_grad():
                 for name, value in weights.items():
                     known[name].copy_(value)
-            optimizer = self._optimizer.state_dict()
-            optimizer['state'] = _unflatten(moments)
-            self._optimizer.load_state_dict(optimizer)
+            states = _unflatten(moments)
+            if len(states) != len(self._optimizers):
+                raise TrainingError(f'{place} is of {len(states)} optimizers, expected '
+                                    f'{len(self._optimizers)}; choose another folder')
+            for optimizer, moments_of in zip(self._optimizers, states, strict=True):
+                optimizer.load_state_dict({**optimizer.state_dict(), 'state': moments_of})
             self.step, self.seconds = step, state.get('seconds', 0.0)
             break
         self._forget_after(self.step)
@@ -331,14 +336,15 @@ def _precision(name: str) -> str:
     return 'bf16' if quick else 'no'
 
 
-def _flatten(state: dict[int, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {f'{index}.{name}': torch.as_tensor(value).detach().cpu().contiguous()
+def _flatten(states: list[dict[int, dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    return {f'{optimizer}.{index}.{name}': torch.as_tensor(value).detach().cpu().contiguous()
+            for optimizer, state in enumerate(states)
             for index, entry in state.items() for name, value in entry.items()}
 
 
-def _unflatten(flat: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
-    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+def _unflatten(flat: dict[str, torch.Tensor]) -> list[dict[int, dict[str, torch.Tensor]]]:
+    states: dict[int, dict[int, dict[str, torch.Tensor]]] = defaultdict(lambda: defaultdict(dict))
     for key, value in flat.items():
-        index, name = key.split('.', 1)
-        state[int(index)][name] = value
-    return dict(state)
+        optimizer, index, name = key.split('.', 2)
+        states[int(optimizer)][int(index)][name] = value
+    return [dict(states[optimizer]) for optimizer in sorted(states)]
