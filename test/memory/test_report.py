@@ -52,8 +52,6 @@ def dom(page, tmp_path, fragment=''):
     command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
                '--no-first-run', '--disable-background-networking', '--disable-component-update',
                '--disable-sync', f'--user-data-dir={tmp_path / "profile"}',
-               # So that animation frames, in which it draws, come before the dump.
-               '--virtual-time-budget=3000',
                '--window-size=1300,900', '--dump-dom', f'{page.as_uri()}{fragment}']
     text = subprocess.run(command, capture_output=True, text=True, timeout=100,
                           check=True).stdout

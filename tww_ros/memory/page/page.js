@@ -240,6 +240,8 @@ class Timeline {
     this.laneHeight = Timeline.LANE;
     this.fit();
     this.listen();
+    // Whole from the beginning; everything later waits for the next frame.
+    this.paint();
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
