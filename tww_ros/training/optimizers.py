@@ -2,9 +2,8 @@
 
 In: a model. Out: torch optimizers that are stepped together. Muon (Jordan et al. 2024, in torch)
 takes the matrices of the layers, at the rate that AdamW would have (`match_rms_adamw`, Moonlight,
-arXiv 2502.16982); embeddings, norms, biases and convolutions stay with AdamW. From random weights
-it learns to look things up in a fraction of AdamW's steps; checkpoints that AdamW trained are best
-trained on with AdamW.
+arXiv 2502.16982); embeddings, norms, biases and convolutions stay with AdamW. What it brings from
+random weights is in docs/training.md; on checkpoints that AdamW trained it has not been tried.
 """
 
 from __future__ import annotations
