@@ -49,7 +49,7 @@ def test_each_check_is_told_until_it_holds(start_node: Callable) -> None:
         assert [update.checks for update in found] == [1, 2, 3, 4, 5, 6]
         result = gone.result()
         assert list(checks) == [] == list(gone)
-        assert (result.answer, result.checks, result.holds) == ('yes', 6, True)
+        assert (result.answer, result.checks, result.agreeing) == ('yes', 6, 2) and result.holds
         assert result.stamp_ns == found[-1].stamp_ns and result.probability > 0.9
         assert [update.stamp_ns for update in found] == sorted({u.stamp_ns for u in found})
         # One metre a second: evidence says where the robot was at the end of each segment.

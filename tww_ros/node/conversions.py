@@ -227,11 +227,9 @@ def fill_update(message: Any, update: WatchUpdate) -> None:
     message.stamp = to_time(update.stamp_ns)
     message.answer = ros_string(update.answer)
     message.probability = float(update.probability)
-    message.checks = update.checks
+    message.checks, message.agreeing = update.checks, update.agreeing
     if hasattr(message, 'evidence'):
         message.evidence = [evidence_message(evidence) for evidence in update.evidence]
-    else:
-        message.agreeing = update.agreeing
 
 
 def update_from(message: Any) -> WatchUpdate:
@@ -239,7 +237,7 @@ def update_from(message: Any) -> WatchUpdate:
     return WatchUpdate(
         from_time(message.stamp), message.answer, message.probability,
         tuple(evidence_from(ref) for ref in getattr(message, 'evidence', ())), message.checks,
-        getattr(message, 'agreeing', 0))
+        message.agreeing)
 
 
 def evidence_message(evidence: Evidence) -> messages.SegmentRef:
