@@ -46,11 +46,10 @@ def test_card_tells_how_it_was_made_and_what_was_measured() -> None:
         assert words in card
 
 
-@pytest.mark.parametrize('space', ['', ' '])
-def test_a_thing_and_a_place_is_one_token(model, space: str) -> None:
+def test_a_thing_and_a_place_is_one_token_behind_a_space(model) -> None:
     for name in [*(thing.name for thing in THINGS), *PLACES]:
-        ids = model.encode(space + name)
-        assert len(ids) == 1 and model.decode(ids) == space + name
+        ids = model.encode(f' {name}')
+        assert len(ids) == 1 and model.decode(ids) == f' {name}'
     # Any other text is bytes, and comes back.
     for text in ('Größe der Kiste?', 'redder balls', '部屋'):
         assert model.decode(model.encode_user(text)) == text

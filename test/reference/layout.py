@@ -5,9 +5,10 @@
     Q     header, R_v and C_v for v ≤ s, the earlier rounds of its session
     A     as Q, and Q
 
-in time order: a segment, its note, the rounds asked when it was the newest. What was generated is
-taken from a recording of the engine, and everything else is written down here; `check_greedy`
-shows that the recording holds what the naive logits say.
+but for notes C without a word, which nobody sees; in time order: a segment, its note, the rounds
+asked when it was the newest. What was generated is taken from a recording of the engine, and
+everything else is written down here; `check_greedy` shows that the recording holds what the naive
+logits say.
 """
 
 from __future__ import annotations
@@ -222,7 +223,9 @@ def lay_out(tokenizer: object, recorder: Recorder, story: Sequence[Segment | Ask
         seen = [s for s in closed if order[s.name] <= order[name]]
         unit = Unit(f'note {name}', 'target', encode(text.note), ordered(view(seen, budgets.note)))
         add_generated(unit, text.note_closer, '', marks(text.note_ends), note_limit)
-        hold(held_notes, unit.name, name)
+        # A note without a word is not remembered.
+        if tokenizer.decode(layout.generated[unit.name], skip_special_tokens=True).strip():
+            hold(held_notes, unit.name, name)
 
     for event in story:
         if isinstance(event, Segment):

@@ -250,15 +250,20 @@ def test_a_leak_of_a_later_note_in_a_reasoning(folder: Path) -> None:
     assert validate(folder).errors == [] and len(list(read_dataset(folder))) == 2
 
 
-@pytest.mark.parametrize('told_as', ['put red kite center', 'put red kite center, at {} s'])
-def test_a_leak_of_a_later_event_without_its_time(folder: Path, told_as: str) -> None:
-    """Notes begin with their time, reasonings cite them without."""
+@pytest.mark.parametrize('told_as', ['put red kite center', 'put red kite center, at {} s',
+                                     'put red kite center at {} s'])
+@pytest.mark.parametrize('noted_as', ['{} s: put red kite center', 'put red kite center at {} s',
+                                      '#7 put red kite center at {} s'])
+def test_a_leak_of_a_later_event_without_its_time(folder: Path, noted_as: str,
+                                                  told_as: str) -> None:
+    """Notes may begin or end with their time, and begin with a number; reasonings cite them with
+    and without."""
     def leak(told: dict[str, Any]) -> None:
         del own(told)['tabletop']
         after = own(told)['questions'][0]['after']
         segment = own(told)['segments'][after]
         at_s = int(told['metadata']['segment_info'][after]['start'])
-        segment['note'] = f'{at_s} s: put red kite center'
+        segment['note'] = noted_as.format(at_s)
         say(told, 0, told_as.format(0))
 
     edit(folder, leak)

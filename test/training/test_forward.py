@@ -51,11 +51,11 @@ def test_positions_far_beyond_the_first_table() -> None:
     text = untrained().hf.config.text_config
     cos, sin = Rotations(text).table(torch.tensor([[3, 50_000], [7, 50_001], [11, 50_002]]))
     theta, half = text.rope_parameters['rope_theta'], text.head_dim // 2
-    assert text.rope_parameters['mrope_section'] == [6, 5, 5]
+    assert text.rope_parameters['mrope_section'] == [12, 10, 10]
     for row, position in enumerate(((3, 7, 11), (50_000, 50_001, 50_002))):
         for pair in range(half):
-            # Interleaved: t h w t h w …; the last of sixteen pairs is time's.
-            axis = pair % 3 if pair < 15 else 0
+            # Interleaved: t h w t h w …; the last two of 32 pairs are time's.
+            axis = pair % 3 if pair < 30 else 0
             angle = position[axis] * theta ** (-2 * pair / text.head_dim)
             for column in (pair, pair + half):
                 # The model's own frequencies are float32.

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from collections import Counter
 
 import pytest
 
 from tww_ros.training import tabletop
-from tww_ros.training.recipes import HARD, LONG_QUIZ, LONG_TALK, MIXTURES, QUIZ, TALK
+from tww_ros.training.embedded import settings
+from tww_ros.training.recipes import (
+    HARD,
+    LONG_QUIZ,
+    LONG_TALK,
+    MIXTURES,
+    QUIZ,
+    TALK,
+    thinner,
+    with_found,
+    without_notes,
+)
 from tww_ros.training.train import STAGES
 from tww_ros.world.questions import KINDS, KINDS_OF
 
@@ -57,3 +70,39 @@ def test_streams_with_many_questions(many: tabletop.Recipe, few: tabletop.Recipe
     if many.single:
         sessions = [one.session for one in tabletop.sample(SEED, many).rounds]
         assert len(sessions) == len(set(sessions))
+
+
+@pytest.mark.parametrize('stage', MIXTURES)
+def test_without_notes_every_sample_has_something_to_learn_and_all_of_its_video(stage) -> None:
+    for recipe in without_notes(MIXTURES[stage]):
+        made = tabletop.sample(SEED, recipe)
+        assert all(segment.patches for segment in made.segments)
+        if recipe.name == 'perception':
+            assert made.segments[0].note
+        else:
+            assert made.rounds and all(segment.note is None for segment in made.segments)
+
+
+def test_what_a_search_brings_back_is_of_the_past_and_often_proves_something() -> None:
+    proving = 0
+    for seed in range(6):
+        made = tabletop.sample(seed, QUIZ)
+        told = with_found(made, random.Random(seed))
+        assert [dataclasses.replace(each, found=()) for each in told.rounds] == list(made.rounds)
+        for each in told.rounds:
+            assert set(each.found) <= set(range(each.after))
+            # Those of one moment share what they look at.
+            assert each.found == next(other for other in told.rounds
+                                      if other.after == each.after).found
+            proving += bool(set(each.found) & set(each.proof))
+    assert proving >= 10
+
+
+def test_thinner_settings_change_nothing_but_the_memory_that_questions_see() -> None:
+    plain, drawn = settings(), [thinner(settings(), random.Random(seed)) for seed in range(20)]
+    assert len({(one.watch.drop_threshold, one.memory.recent_tokens) for one in drawn}) > 3
+    for one in drawn:
+        assert one.memory.recent_tokens < one.memory.resident_tokens
+        changed = {name for name, value in one.to_flat().items() if plain.to_flat()[name] != value}
+        assert {'memory.recent_tokens'} <= changed <= {'memory.recent_tokens',
+                                                       'watch.drop_threshold'}

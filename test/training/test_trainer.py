@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tww_ros.errors import TrainingError
 from tww_ros.model.language_model import VideoLanguageModel
@@ -120,6 +121,17 @@ def test_folder_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match='another model'):
         Trainer(model, TabletopBatches(model, settings(), 250), TrainerConfig(
             tmp_path, (Stage('perception', 3, 1e-3),), precision='no', workers=0))
+
+
+def test_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    _, run = make(tmp_path, at=3)
+    with pytest.raises(Interrupted):
+        run.run()
+    # Before Muon there was one optimizer, and its tensors had no number of it.
+    for place in run.checkpoints():
+        save_file({'0.exp_avg': torch.zeros(1)}, place / 'optimizer.safetensors')
+    with pytest.raises(TrainingError, match='written by an earlier tww train'):
+        make(tmp_path)
 
 
 def test_folder_of_another_optimizer_is_refused(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class PromptStyle:
 
     def says_nothing(self, note: str) -> bool:
         """Whether a note (without its layout) need not be remembered."""
-        return bool(self.idle_note) and note == self.idle_note
+        return note in ('', self.idle_note)
 
     def split_answer(self, text: str) -> tuple[str, str]:
         """(reasoning, answer) of what was generated."""

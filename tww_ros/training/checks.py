@@ -29,8 +29,9 @@ _NUMBER = r'(?<![\w.,:])(\d+(?:\.\d+)?)'
 _SECONDS = re.compile(_NUMBER + r'\s*-?(?:s|secs?|seconds?)\b', re.IGNORECASE)
 _AT_SECONDS = re.compile(r'\bat\s+' + _NUMBER + r'\s*(?:s|secs?|seconds?)\b', re.IGNORECASE)
 
-# '14 s: put red ball …' in a note is 'put red ball …, at 14 s, now 60 s' in a reasoning.
-_TIME_TOLD = re.compile(r'^\d+(?:\.\d+)? s: |(?:, (?:at|now) \d+(?:\.\d+)? s)+$')
+# '#3 red ball put … at 14 s' in a note is 'red ball put …', with or without its time, in a
+# reasoning.
+_TOLD_WITH = re.compile(r'^#\d+ |^\d+(?:\.\d+)? s: |(?:,? (?:at|now) \d+(?:\.\d+)? s)+$')
 # Timestamps, which times are read from, show tenths of a second.
 _SHOWN_S = 0.05
 
@@ -116,7 +117,7 @@ def _first_told(entry: Entry) -> dict[str, int]:
 
 
 def _parts(text: str) -> list[str]:
-    """What a note or a reasoning is made of, in one spelling and without its time."""
-    parts = [_TIME_TOLD.sub('', ' '.join(part.split()).rstrip('.').lower())
+    """What a note or a reasoning is made of, in one spelling, without its time and number."""
+    parts = [_TOLD_WITH.sub('', ' '.join(part.split()).rstrip('.').lower())
              for part in (text, *text.split(';'))]
     return [part for part in parts if part and part != NOTHING_NEW]

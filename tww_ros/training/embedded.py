@@ -4,14 +4,16 @@ In: a seed. Out: a VideoLanguageModel with random weights. The classes are trans
 small enough that two CPU cores train it and that its weights fit into the package.
 
 One merged vision token covers one place of the tabletop (96 × 96 px, 3 × 3 tokens). A thing ('red
-ball'), a place ('back left') and every other word of the tabletop's language is one token, so that
-to find a thing among the notes is to find one token; other text falls back to bytes.
+ball'), a place ('back left', 'from back left') and every other word of the tabletop's language is
+one token, so that to find a thing among the notes is to find one token; other text falls back to
+bytes.
 """
 
 from __future__ import annotations
 
 import random
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
 
@@ -34,9 +36,12 @@ SETTINGS = {
 SCHEME: Scheme = 'continuous'
 # One token each: the layout costs little, and 'Answer: ' is the same before an open answer and
 # before a choice.
-LAYOUT_TOKENS = ('[SEG THINK]\n', '\n\n[Q THINK]\n', 'Focus: ', 'Reasoning: ', 'Answer: ',
+# What stands behind them begins with a space, so that a word is the same token wherever it stands.
+LAYOUT_TOKENS = ('[SEG THINK]\n', '\n\n[Q THINK]\n', 'Focus:', 'Reasoning:', '\nAnswer:',
                  '\nOptions:', 'user\n', 'assistant\n')
-VOCABULARY = 704
+VOCABULARY = 640
+# Norms of queries and keys at the start: from 1, long streams are learnt later.
+SHARPNESS = 1.5
 
 
 def settings() -> EngineConfig:
@@ -49,8 +54,8 @@ def tabletop_tokenizer() -> PreTrainedTokenizerFast:
     own."""
     tokenizer = Tokenizer(models.BPE())
     things = f"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})"
-    places = '|'.join(place for place in PLACES if ' ' in place)
-    words = Regex(rf" ?(?:{things}|{places})(?![A-Za-z])"
+    places = '|'.join(sorted(PLACES, key=len, reverse=True))
+    words = Regex(rf" ?(?:{things}|(?:from )?(?:{places}))(?![A-Za-z])"
                   r"| ?[A-Za-z']+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(words, 'isolated'),
@@ -71,12 +76,12 @@ def embedded_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
         tokenizer,
         text_config={
             'vocab_size': VOCABULARY, 'hidden_size': 256, 'intermediate_size': 640,
-            'num_hidden_layers': 5, 'num_attention_heads': 8, 'num_key_value_heads': 2,
-            'head_dim': 32, 'initializer_range': 0.03, 'max_position_embeddings': 32_768,
-            # As the released models have it. With 10,000 only four of a head's 32 numbers turn by
-            # less than a radian over a stream, too few to find an old note by what it says.
+            'num_hidden_layers': 5, 'num_attention_heads': 4, 'num_key_value_heads': 1,
+            'head_dim': 64, 'initializer_range': 0.03, 'max_position_embeddings': 32_768,
+            # As the released models have it. With 10,000 only an eighth of a head's numbers turn
+            # by less than a radian over a stream, too few to find an old note by what it says.
             'rope_parameters': {'rope_type': 'default', 'rope_theta': 5_000_000.0,
-                                'mrope_section': [6, 5, 5], 'mrope_interleaved': True},
+                                'mrope_section': [12, 10, 10], 'mrope_interleaved': True},
         },
         vision_config={
             'depth': 3, 'hidden_size': 128, 'intermediate_size': 384, 'num_heads': 4,
@@ -90,25 +95,28 @@ def untrained(seed: int = 0, scheme: Scheme = SCHEME) -> VideoLanguageModel:
     """The model with random weights; scheme: of its positions."""
     tokenizer = tabletop_tokenizer()
     model = random_weights(embedded_config(tokenizer), tokenizer, seed)
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.self_attn.q_norm.weight.fill_(SHARPNESS)
+            layer.self_attn.k_norm.weight.fill_(SHARPNESS)
     return VideoLanguageModel(model, tokenizer, name='embedded', scheme=scheme, style=prompts.TWW,
                               settings=SETTINGS)
 
 
 def _corpus() -> list[str]:
-    """Text of some hundred worlds as it is written: what stands behind a layout token has no space
-    before it."""
+    """Text of some hundred worlds as it stands behind layout tokens."""
     texts = []
     for seed in range(300):
         rng = random.Random(seed)
         chronicle = Chronicle(simulate(seed, 120.0))
         for second in range(0, 120, 2):
             note = chronicle.add((second, second + 1), second + 0.5)
-            texts += [note, prompts.timestamp(second + 0.5)]
+            texts += [f' {note}', prompts.timestamp(second + 0.5)]
             if second % 6 == 0:
                 asker = Asker(chronicle, rng)
                 made = asker.ask().with_choices(rng)
                 options = prompts.TWW.question('', made.choices).removeprefix('\nOptions:')
-                texts += [made.text, made.reasoning, made.answer, options, *made.choices]
+                texts += [made.text, f' {made.reasoning}', f' {made.answer}', options]
                 if made.subject:
                     texts.append(asker.follow_up(made.subject).text)
     return texts

@@ -11,11 +11,12 @@ logits of both.
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from tww_ros.config import EngineConfig
 from tww_ros.engine.answering import question_ids
@@ -28,6 +29,8 @@ from tww_ros.model import prompts
 from tww_ros.model.codec import TextCodec
 from tww_ros.model.positions import patch_positions, text_positions
 from tww_ros.types import NS_PER_S, Note, Question
+from tww_ros.video.pixels import to_pixels
+from tww_ros.video.token_drop import TokenDrop
 
 IGNORED = -100
 
@@ -75,6 +78,8 @@ class SampleRound:
     kind: str = ''
     family: str = ''
     proof: tuple[int, ...] = ()
+    # What a search brings back, best first, where not all segments are seen.
+    found: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,21 +92,32 @@ class Sample:
 
 @dataclass(eq=False)
 class PlannedBlock:
-    """Stands for a KV block: tokens from `first` on in the plan, at stored positions from start.
+    """Stands for a KV block: tokens of the plan (int64 [T]) at stored positions (int64 [3, T]).
 
     Has what MemoryBank and lay_out ask of a block.
     """
 
-    first: int
+    tokens: np.ndarray
+    positions: np.ndarray
     start: int
     end: int
-    length: int = 0
     nbytes: int = 0
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.tokens)
 
     @property
     def extent(self) -> int:
         """Positions that it occupies."""
         return self.end - self.start
+
+    def keep(self, mask: torch.Tensor) -> PlannedBlock:
+        """As `KVBlock.keep`."""
+        kept = mask.numpy()
+        return dataclasses.replace(self, tokens=self.tokens[kept],
+                                   positions=self.positions[:, kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,13 +187,13 @@ class _Planner:
         self._config = config
         self._plan = Plan()
         self._bank = MemoryBank(config.memory)
+        self._drop = TokenDrop(config.watch)
         self._records: list[SegmentRecord] = []
         self._sessions: dict[str, Session] = {}
         self._moments: dict[str, _Moment] = {}
         self._fresh: _Moment | None = None
         self._marks = [model.encode(mark)[0]
                        for mark in (prompts.VISION_START, prompts.VISION_END)]
-        self._stored: dict[int, np.ndarray] = {}
         # What a question may see of the notes: those written by then.
         self._written: list[tuple[PlannedBlock | None, Note] | None] = []
 
@@ -219,8 +235,23 @@ class _Planner:
         if ids:
             record.block = self._add(ids, np.concatenate(positions, axis=1),
                                      self._shared(view), 'read', start, visual=visual)
+            record.tokens = len(ids)
+            record.kept = self._kept(segment.patches, np.array(visual))
             self._plan.patches += segment.patches
         self._bank.add(record)
+
+    def _kept(self, patches: Sequence[SamplePatch], visual: np.ndarray) -> list[np.ndarray]:
+        """bool [T]: what stays of a segment when it is no longer recent; none = all of it."""
+        watch = self._config.watch
+        if not watch.drop_threshold:
+            return []
+        kept = np.ones(len(visual), bool)
+        kept[visual] = np.concatenate([
+            self._drop.keep(to_pixels(patch.frames, min_pixels=watch.min_pixels,
+                                      max_pixels=watch.max_pixels),
+                            camera='camera', epoch=0, stamp_ns=round(patch.time_s * NS_PER_S))
+            for patch in patches])
+        return [kept]
 
     def _note(self, number: int, segment: SampleSegment) -> None:
         self._written.append(None)
@@ -239,9 +270,7 @@ class _Planner:
         closer = len(self._model.encode(self._style.note_closer))
         taught = range(len(prefix), len(ids) - closer + 1) if learnt else range(0)
         start = view.start('target')
-        # '14 s: put red ball …' is about 'put'.
-        word = re.search('[A-Za-z]{2,}', segment.note)
-        what = f'note:{word.group() if word else ""}'
+        what = 'note:nothing' if self._style.says_nothing(segment.note) else 'note:event'
         block = self._add(ids, text_positions(len(ids), start), self._shared(view), what, start,
                           learnt=taught)
         kept = None if self._style.says_nothing(segment.note) else block
@@ -270,7 +299,10 @@ class _Planner:
         else:
             prefix = model.encode(style.answer_prefix)
             written = model.encode(style.answer_text(due.reasoning, due.answer))
-            reasoned = len(model.encode(style.answer_text(due.reasoning, '')))
+            # The space before the answer may be part of its first token.
+            bare = model.encode(style.answer_text(due.reasoning, ''))
+            pairs = zip(written, [*bare, -1], strict=False)
+            reasoned = next(index for index, (a, b) in enumerate(pairs) if a != b)
         closer = model.encode(style.answer_closer)
         ids = [*prefix, *written, *closer]
         entries = [*moment.entries, Entry(asked, 'source')]
@@ -300,7 +332,8 @@ class _Planner:
         if fresh is None or fresh.when != when:
             memory = self._config.memory
             seen = self._bank.resident(Scope(0), tokens=memory.resident_tokens,
-                                       note_tokens=memory.resident_note_tokens)
+                                       note_tokens=memory.resident_note_tokens,
+                                       recent_tokens=memory.recent_tokens, found=due.found)
             placed = [(item.place, item.entry) for item in seen] + session.entries()
             entries = [self._sink,
                        *(entry for _, entry in sorted(placed, key=lambda pair: pair[0]))]
@@ -327,15 +360,11 @@ class _Planner:
         target.visual += visual or [False] * count
         target.what.append(what)
         target.spans.append(PlannedSpan(first, first + count, view, sees))
-        self._stored[first] = positions
-        return PlannedBlock(first, start, int(positions.max()) + 1, count)
+        return PlannedBlock(np.arange(first, first + count), positions, start,
+                            int(positions.max()) + 1)
 
     def _shared(self, view: View) -> SharedView:
-        keys = [np.arange(part.block.first, part.block.first + part.length)
-                for part in view.parts]
-        places = [self._positions_of(part.block, part.length) + part.shift for part in view.parts]
+        keys = [part.block.tokens[:part.length] for part in view.parts]
+        places = [part.block.positions[:, :part.length] + part.shift for part in view.parts]
         return SharedView(np.concatenate(keys) if keys else np.zeros(0, np.int64),
                           np.concatenate(places, axis=1) if places else np.zeros((3, 0), np.int64))
-
-    def _positions_of(self, block: PlannedBlock, length: int) -> np.ndarray:
-        return self._stored[block.first][:, :length]

@@ -11,6 +11,7 @@ costs little more than its notes.
     2 multi        many rounds a session, follow-ups            MULTI
                    what can be seen now                         GLANCE
     3 long         long streams, proofs far back, distractors   LONG
+                   hours with a needle here and there           VISITS
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tww_ros.training.layout import Sample, SamplePatch, SampleRound, SampleSegment
+from tww_ros.world.known import TableQuestion
 from tww_ros.world.notes import Chronicle
-from tww_ros.world.questions import KINDS_OF, Asker, TableQuestion
+from tww_ros.world.questions import KINDS_OF, Asker
 from tww_ros.world.render import Renderer
 from tww_ros.world.table import Episode, Pace, TableState, crowd, simulate
 
@@ -53,6 +55,7 @@ class Recipe:
     most_furniture: int = 4
     rest_s: float = 1.4
     swap_weight: float = 1.0
+    visit_share: float = 0.0
     late_share: float = 0.3
     notes: bool = True
     sessions: int = 2
@@ -66,6 +69,10 @@ SINGLE = Recipe('single', (6, 32), (0.5, 4.0), (2, 4), (4, 8), True)
 MULTI = Recipe('multi', (10, 40), (0.5, 4.0), (3, 6), (2, 5), False)
 LONG = Recipe('long', (60, 160), (1.0, 5.0), (2, 5), (4, 8), False, video='near')
 LONG_SINGLE = Recipe('long-single', (60, 160), (1.0, 5.0), (2, 4), (5, 10), True, video='near')
+# A day on which hardly anything happens: things stand on the table for a second or two, minutes
+# apart, and are gone when somebody asks.
+VISITS = Recipe('visits', (40, 1_500), (5.0, 120.0), (1, 2), (8, 14), True, video='near',
+                furnished_share=0.3, most_furniture=3, visit_share=0.8)
 # What can be seen now, asked about crowded tables with few notes or none: who has to look, learns
 # to look.
 GLANCE = Recipe('glance', (1, 3), (0.0, 1.0), (1, 1), (6, 14), True, idle_share=0.0,
@@ -86,7 +93,8 @@ def sample(seed: int, recipe: Recipe, size_px: int = 96) -> Sample:
     count = rng.randint(*recipe.segments)
     pace = Pace(rest_s=recipe.rest_s, gap_s=max(0.01, rng.uniform(*recipe.gap_s)),
                 idle_share=recipe.idle_share, furnished_share=recipe.furnished_share,
-                most_furniture=recipe.most_furniture, swap_weight=recipe.swap_weight)
+                most_furniture=recipe.most_furniture, swap_weight=recipe.swap_weight,
+                visit_share=recipe.visit_share)
     episode = simulate(seed, count * 2 * FRAME_S + 4.0, pace)
     return stream(episode, rng, recipe, count, size_px)
 

@@ -21,8 +21,8 @@ from typing import Any
 from tww_ros.errors import TrainingError
 
 # Steps and learning rates of the embedded model's stages, from random weights.
-STAGES = {'perception': (150, 3e-3), 'events': (600, 3e-3), 'single': (900, 2.4e-3),
-          'multi': (700, 1.6e-3), 'long': (700, 1.2e-3)}
+STAGES = {'perception': (150, 3e-3), 'events': (600, 3e-3), 'single': (1_500, 2.4e-3),
+          'multi': (1_000, 1.6e-3), 'long': (1_500, 1.5e-3)}
 # Without notes an answer goes through everything that was seen, at length.
 NO_NOTES = {'note.enabled': False, 'memory.resident_tokens': 8_192, 'answer.max_new_tokens': 1_024}
 # On a user's data the order is the same; perception is what a checkpoint brings along.

@@ -259,7 +259,11 @@ class Trainer:
             with torch.no_grad():
                 for name, value in weights.items():
                     known[name].copy_(value)
-            states = _unflatten(moments)
+            try:
+                states = _unflatten(moments)
+            except ValueError:
+                raise TrainingError(f'{place} was written by an earlier tww train, and its '
+                                    'optimizer cannot be read; choose another folder') from None
             if len(states) != len(self._optimizers):
                 raise TrainingError(f'{place} is of {len(states)} optimizers, expected '
                                     f'{len(self._optimizers)}; choose another folder')

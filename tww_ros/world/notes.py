@@ -6,24 +6,27 @@ its time is the one that the segment's first timestamp shows, because that is wh
 read. It knows nothing of pixels, questions or tokens.
 
     start: nothing | start: red ball center left, cover back right
-    14 s: put red ball center left, 3 so far
-    30 s: move red ball from center left to back right
-    44 s: swap blue box to center left and red ball to front right
-    51 s: cover | uncover red ball center left
-    70 s: take red ball from center left
+    #3 red ball put center left at 14 s
+    red ball moved back right from center left at 30 s
+    blue box moved center left from back right at 44 s; red ball moved …       (two that swapped)
+    red ball covered | uncovered back right at 51 s
+    red ball taken back right at 70 s
     nothing new
 
-The time comes first, where it stands at a fixed distance from the timestamp that it is read from.
+What one asks by comes before what is asked for: the number, the thing, what happened to it, where
+it is then, where it was before, and when. So to look something up is to find a token and to read
+on from it, which is what attention learns first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tww_ros.world.table import PLACES, Episode, Event, TableState
+from tww_ros.world.table import PLACES, Episode, Event, TableState, Thing
 
 NOTHING_NEW = 'nothing new'
+_HAPPENED = {'put': 'put', 'cover': 'covered', 'uncover': 'uncovered', 'take': 'taken'}
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,44 @@ class Seen:
     puts: int
 
     @property
-    def text(self) -> str:
-        """The event in words."""
-        return event_text(self.event, self.puts)
+    def texts(self) -> tuple[str, ...]:
+        """What happened, in words; two things that swapped have moved."""
+        event = self.event
+        if event.kind != 'swap':
+            return (self.about(event.thing),)
+        # In the order of the places: who was taken first cannot be seen.
+        pair = sorted((event.thing, event.other), key=self.place_of)
+        return tuple(self.about(thing) for thing in pair)
 
     @property
     def note(self) -> str:
-        """The event with its time."""
-        return f'{self.at_s} s: {self.text}'
+        """What happened, with its time and with the number of what was put."""
+        number = f'#{self.puts} ' if self.event.kind == 'put' else ''
+        return '; '.join(f'{number}{text} at {self.at_s} s' for text in self.texts)
+
+    @property
+    def numbered(self) -> str:
+        """What was put, with its number."""
+        return f'#{self.puts} {self.texts[0]}'
+
+    def about(self, thing: Thing) -> str:
+        """What happened to this thing, in words."""
+        place = PLACES[self.place_of(thing)]
+        if self.event.kind in ('move', 'swap'):
+            return f'{thing.name} moved {place} from {PLACES[self.place_before(thing)]}'
+        return f'{thing.name} {_HAPPENED[self.event.kind]} {place}'
+
+    def timed(self, thing: Thing) -> str:
+        """The same with its time."""
+        return f'{self.about(thing)} at {self.at_s} s'
+
+    def place_of(self, thing: Thing) -> int:
+        """Where the thing was when it was over (taken: where it had been)."""
+        return self.event.from_place if self.event.other == thing else self.event.place
+
+    def place_before(self, thing: Thing) -> int:
+        """Where a thing was that was moved or swapped."""
+        return self.event.place if self.event.other == thing else self.event.from_place
 
 
 @dataclass
@@ -92,23 +125,17 @@ class Chronicle:
 
 
 def state_text(state: TableState) -> str:
-    """Everything on the table by place; a covered thing is just a cover."""
-    told = [f'{"cover" if place in state.covered else thing.name} {PLACES[place]}'
-            for place, thing in enumerate(state.things) if thing is not None]
-    return ', '.join(told) or 'nothing'
+    """Everything on the table, each thing with its place; a covered thing is just a cover."""
+    return ', '.join(f'{name} {place}' for place, name in _shown(state)) or 'nothing'
 
 
-def event_text(event: Event, puts: int) -> str:
-    """One event in words; puts: how many things have been put down, this one counted."""
-    name, place = event.thing.name, PLACES[event.place]
-    if event.kind == 'put':
-        return f'put {name} {place}, {puts} so far'
-    if event.kind == 'move':
-        return f'move {name} from {PLACES[event.from_place]} to {place}'
-    if event.kind == 'swap':
-        # In the order of the places: who was taken first cannot be seen.
-        first, second = sorted([(event.place, name), (event.from_place, event.other.name)])
-        return f'swap {first[1]} to {PLACES[first[0]]} and {second[1]} to {PLACES[second[0]]}'
-    if event.kind == 'take':
-        return f'take {name} from {place}'
-    return f'{event.kind} {name} {place}'
+def table_text(state: TableState) -> str:
+    """The same, each place with what stands there."""
+    return ', '.join(f'{place} {name}' for place, name in _shown(state)) or 'nothing'
+
+
+def _shown(state: TableState) -> Iterator[tuple[str, str]]:
+    """(place, what stands there), in the order of the places."""
+    for place, thing in enumerate(state.things):
+        if thing is not None:
+            yield PLACES[place], 'cover' if place in state.covered else thing.name

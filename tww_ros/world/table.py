@@ -126,6 +126,8 @@ class Pace:
     most_furniture: int = 4
     # How often two things change places, against 2 for a move.
     swap_weight: float = 1.0
+    # How many of the things that are put down are taken away again a second or two later.
+    visit_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,12 @@ def simulate(seed: int, duration_s: float, pace: Pace | None = None,
             return Episode(seed, duration_s, start, tuple(events), pace)
         events.append(event)
         state = state.after(event)
+        if event.kind == 'put' and pace.visit_share and rng.random() < pace.visit_share:
+            event = _taken_again(rng, pace, event)
+            if event.end_s > duration_s:
+                return Episode(seed, duration_s, start, tuple(events), pace)
+            events.append(event)
+            state = state.after(event)
         long = rng.random() < pace.idle_share
         t_s = event.end_s + (rng.uniform(*pace.idle_s) if long
                              else pace.rest_s + rng.expovariate(1.0 / pace.gap_s))
@@ -202,6 +210,12 @@ def _furnish(rng: random.Random, pace: Pace) -> TableState:
     if rng.random() >= pace.furnished_share:
         return TableState()
     return crowd(rng, rng.randint(1, pace.most_furniture))
+
+
+def _taken_again(rng: random.Random, pace: Pace, put: Event) -> Event:
+    start_s = put.end_s + pace.rest_s + rng.random()
+    return Event(put.number + 1, 'take', start_s, start_s + rng.uniform(1.6, 2.4), put.thing,
+                 put.place)
 
 
 def _next_event(rng: random.Random, pace: Pace, state: TableState, number: int,
