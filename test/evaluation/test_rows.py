@@ -15,7 +15,7 @@ from tww_ros.evaluation.measures import paired
 from tww_ros.evaluation.protocol import Planned
 from tww_ros.evaluation.rows import EvalOptions, make_rows
 from tww_ros.evaluation.runner import Outcome
-from tww_ros.world.questions import TableQuestion
+from tww_ros.world.known import TableQuestion
 
 from .conftest import SMALL, Oracle
 

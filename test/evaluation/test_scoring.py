@@ -74,26 +74,28 @@ def test_calibration_error_of_the_perfect_and_of_the_vain():
 
 
 def test_first_mentions_of_things():
-    notes = ['start: nothing', '4 s: put red ball center left, 1 so far', 'nothing new',
-             '9 s: move red ball from center left to back right',
-             '12 s: swap red ball to center and blue box to back right',
-             '20 s: cover blue box back right; 20 s: put red box center left, 2 so far']
+    notes = ['start: nothing', '#1 red ball put center left at 4 s', 'nothing new',
+             'red ball moved back right from center left at 9 s',
+             'red ball moved center from back right at 12 s; '
+             'blue box moved back right from center at 12 s',
+             'blue box covered back right at 20 s; #2 red box put center left at 20 s']
     assert first_mentions(notes) == [False, True, False, False, True, True]
 
 
 @pytest.mark.parametrize('perfect, written, error', [
-    ('14 s: put red ball center left, 3 so far', '14 s: put blue ball center, 3 so far',
+    ('#3 red ball put center left at 14 s', '#3 blue ball put center at 14 s',
      'put: colour, place'),
-    ('14 s: put red ball center left, 3 so far', '16 s: put red cup center left, 4 so far',
-     'put: time, shape, count'),
-    ('14 s: take red ball from center', 'nothing new', 'take missed'),
-    ('nothing new', '14 s: take red ball from center', 'take invented'),
-    ('4 s: move red ball from center to back left', '4 s: take red ball from center',
-     'move told as take'),
-    ('start: nothing; 0 s: put red ball center, 1 so far', 'start: nothing',
+    ('#3 red ball put center left at 14 s', '#4 red cup put center left at 16 s',
+     'put: count, shape, time'),
+    ('red ball taken center at 14 s', 'nothing new', 'taken missed'),
+    ('nothing new', 'red ball taken center at 14 s', 'taken invented'),
+    ('red ball moved back left from center at 4 s', 'red ball taken center at 4 s',
+     'moved told as taken'),
+    ('start: nothing; #1 red ball put center at 0 s', 'start: nothing',
      'start + put told as start'),
-    ('4 s: cover red ball center', '4 s: cover red ball ball center', 'cover: other words'),
-    ('4 s: cover red ball center', '', 'cover told as nothing'),
+    ('red ball covered center at 4 s', 'red ball ball covered center at 4 s',
+     'covered: other words'),
+    ('red ball covered center at 4 s', '', 'covered told as nothing'),
 ])
 def test_what_is_wrong_with_a_note(perfect, written, error):
     assert describe_error(perfect, written) == error

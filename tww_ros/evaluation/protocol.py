@@ -33,8 +33,9 @@ from tww_ros.config import WatchConfig
 from tww_ros.errors import ConfigError
 from tww_ros.types import NS_PER_S, Frame
 from tww_ros.video.segmentation import Event, FrameIntake, Patch, PatchReady
+from tww_ros.world.known import TableQuestion
 from tww_ros.world.notes import Chronicle
-from tww_ros.world.questions import KINDS_OF, Asker, TableQuestion
+from tww_ros.world.questions import KINDS_OF, Asker
 from tww_ros.world.table import TEST_SEEDS, Episode, Pace, simulate
 
 CAMERA = 'tabletop'

@@ -22,10 +22,10 @@ _WORDS = re.compile(r'\w+')
 _ARTICLES = {'a', 'an', 'the'}
 _SLOTS = {
     'place': '|'.join(sorted(PLACES, key=len, reverse=True)), 'colour': '|'.join(COLOURS),
-    'shape': '|'.join(SHAPES), 'count': r'\d+(?= so far)', 'time': r'\d+(?= s\b)',
+    'shape': '|'.join(SHAPES), 'count': r'(?<=#)\d+', 'time': r'\d+(?= s\b)',
 }
 _SLOT = re.compile('|'.join(rf'(?P<{name}>\b(?:{words})\b)' for name, words in _SLOTS.items()))
-_CLAUSE = re.compile(r'\s*(?:\d+ s:\s*)?([^\s:]*)')
+_VERB = re.compile(r'\b(?:start|put|moved|covered|uncovered|taken|nothing)\b')
 _THING = re.compile(rf'\b(?:{_SLOTS["colour"]}) (?:{_SLOTS["shape"]})\b')
 
 
@@ -116,7 +116,7 @@ def first_mentions(notes: Iterable[str]) -> list[bool]:
 
 
 def describe_error(perfect: str, written: str) -> str:
-    """What is wrong with a note: 'put: colour, place', 'swap told as move', 'put missed'."""
+    """What is wrong with a note: 'put: colour, place', 'moved told as taken', 'put missed'."""
     if _SLOT.sub(lambda found: found.lastgroup, perfect) != _SLOT.sub(
             lambda found: found.lastgroup, written):
         told, wanted = _kinds(written), _kinds(perfect)
@@ -131,5 +131,6 @@ def describe_error(perfect: str, written: str) -> str:
 
 
 def _kinds(note: str) -> str:
-    """'start + put' of 'start: nothing; 4 s: put red ball …'."""
-    return ' + '.join(_CLAUSE.match(clause)[1] or 'nothing' for clause in note.split(';'))
+    """'start + put' of 'start: nothing; #1 red ball put …'."""
+    verbs = [_VERB.search(clause) for clause in note.split(';')]
+    return ' + '.join(found.group() if found else 'nothing' for found in verbs)

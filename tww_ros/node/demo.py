@@ -55,8 +55,9 @@ from tww_ros.node.demo_report import (
 from tww_ros.node.demo_sheet import RIGHT, WRONG
 from tww_ros.node.domain import own_domain
 from tww_ros.types import NS_PER_S, SegmentInfo
+from tww_ros.world.known import TableQuestion
 from tww_ros.world.notes import NOTHING_NEW, Chronicle
-from tww_ros.world.questions import KINDS_OF, Asker, TableQuestion
+from tww_ros.world.questions import KINDS_OF, Asker
 from tww_ros.world.table import TEST_SEEDS, Episode, Pace, simulate
 
 MODEL = 'embedded'

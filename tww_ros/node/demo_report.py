@@ -19,7 +19,7 @@ from tww_interfaces.msg import MemoryStatus
 from tww_ros.node.answer_key import AnswerKey
 from tww_ros.node.demo_sheet import RIGHT, UNJUDGED, WRONG, Proof, SheetRow, draw_sheet
 from tww_ros.types import NS_PER_S, Answer, Evidence, SegmentInfo
-from tww_ros.world.questions import TableQuestion
+from tww_ros.world.known import TableQuestion
 from tww_ros.world.render import Renderer
 
 PROOFS = 3
