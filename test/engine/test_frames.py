@@ -6,6 +6,7 @@ import pytest
 from engine.harness import WAIT_S, balance, clip, frame, threads, until, watch
 
 from tww_ros import Question
+from tww_ros.engine.reasoner import DrainItem
 from tww_ros.errors import EngineClosedError
 from tww_ros.model.scripted import ScriptedModel
 
@@ -224,6 +225,9 @@ def test_drain_waits_for_every_note_of_its_frames(start, gate):
                 gate.let()
             raise AssertionError('the steps led nowhere')
 
+        # The first step is held until the end of what is drained has come to the reasoner.
+        until(lambda: any(isinstance(item, DrainItem) for item in list(engine._reasoner._inbox)),
+              'the drain reached the reasoner')
         passed(lambda: engine.stats().notes_waiting == 2)
         for one in clip(4, 8):
             engine.push(one)

@@ -59,6 +59,29 @@ def test_what_the_next_question_looks_at_is_there_before_it_comes(tiny, tmp_path
         assert 0 < sum(map(bool, notes)) < len(notes), 'the newest notes too, and not all'
 
 
+def test_notes_that_were_not_written_at_the_end_are_written_at_the_start(tiny, tmp_path):
+    """Segments are kept before their notes; after a kill, or a stop, some have none."""
+    whole = {'memory__kv_bits': 16}
+    with Engine(tiny, config(**whole)) as engine:
+        for first in (0, 8):
+            watch(engine, clip(first, first + 8))
+        expected = engine.memory.notes()
+    with Engine(tiny, config(tmp_path, **whole)) as engine:
+        watch(engine, clip(0, 8))
+    with Engine(tiny, config(tmp_path, note__enabled=False, **whole)) as engine:
+        watch(engine, clip(8, 16))
+        assert len(engine.memory) == len(expected) and len(engine.memory.notes()) == 4
+    told = []
+    with Engine(tiny, config(tmp_path, **whole), on_note=told.append) as engine:
+        assert engine.drain(WAIT_S)
+        notes = engine.memory.notes()
+        assert [note.segment_id for note in told] == [4, 5, 6, 7]
+    assert [(note.segment_id, note.text) for note in notes] == [
+        (note.segment_id, note.text) for note in expected]
+    with Engine(tiny, config(tmp_path, **whole)) as engine:
+        assert engine.memory.notes() == notes and engine.stats().notes_written == 0
+
+
 def test_watching_goes_on_where_it_ended(tmp_path):
     for first in (0, 20, 40):
         with Engine(ScriptedModel(note='seen'), config(tmp_path)) as engine:

@@ -4,6 +4,7 @@ import random
 
 import torch
 
+from tww_ros.memory.store import Store
 from tww_ros.memory.store_schema import Identity, StoredAnswer, StoredNote, StoredSegment
 from tww_ros.memory.thumbnail import encode_thumbnail
 from tww_ros.types import Pose
@@ -82,3 +83,14 @@ def _asked(chronicle, rng, first, number, start_s):
         probabilities=tuple(chance / sum(chances) for chance in chances),
         reasoning=made.reasoning, finish_reason='choice', total_s=0.12,
         evidence=tuple((first + each, 0.6 / (place + 1)) for place, each in enumerate(proof)))
+
+
+def block_files(store):
+    """Every file of KV in its folder."""
+    return sorted(path for path in (store.folder / 'blocks').rglob('*') if path.is_file())
+
+
+def reopened(store, **options):
+    """Closed, and opened once more."""
+    store.close()
+    return Store.open(store.folder, IDENTITY, **options)

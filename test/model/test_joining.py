@@ -100,3 +100,16 @@ def test_pages_keep_no_block_alive_and_keep_their_budget(model):
         largest = max(page.nbytes for page, _ in pages._pages.values())
         assert pages.nbytes <= 300_000 + largest
         assert pages.nbytes == sum(page.nbytes for page, _ in pages._pages.values())
+
+
+def test_pages_of_blocks_that_are_gone_are_given_up_when_the_next_one_is_made(model):
+    pages = type(model._pages)(model._rope, model.block_shape)
+    for seed in range(4):
+        # Each time the memory before is gone.
+        parts = lay_out(memory(model, 40, seed), 'continuous').parts
+        pages.join(parts)
+        blocks = {id(part.block) for part in parts}
+        assert all(block in blocks for key in pages._pages for block, *_ in key)
+        assert pages.nbytes == sum(page.nbytes for page, _ in pages._pages.values())
+        del parts
+        gc.collect()

@@ -14,10 +14,11 @@ In: frames and questions, from any thread. Out: answers, notes, counters. It kno
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from tww_ros.errors import (
     UnknownCameraError,
 )
 from tww_ros.memory.bank import MemoryBank
+from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.store_files import DATABASE
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import (
@@ -258,6 +260,8 @@ class Engine:
         zero_ns = epochs.get(epoch, min(newest_ns.values(), default=0))
         self._watcher.resume(epoch, zero_ns, newest_ns)
         self._keeper.preload(epoch)
+        if self.config.note.enabled:
+            self._reasoner.note_again(unnoted(records, self.config.note.backlog))
         log.info('memory of %d segments from %s', len(records), self.config.memory.folder)
 
     def _went(self, segment_id: int, name: str) -> None:
@@ -301,6 +305,14 @@ class Engine:
         if not cameras:
             raise NothingSeenError('no frame has arrived yet; check the camera topic, or ask '
                                    'later')
+
+
+def unnoted(records: Sequence[SegmentRecord], most: int) -> list[SegmentRecord]:
+    """The newest segments that were kept when their notes were not written yet, oldest first:
+    those that a note can be written about, because their keys are on the device again."""
+    newest = itertools.takewhile(lambda record: record.note is None, reversed(records))
+    held = [record for record in newest if record.block is not None]
+    return held[:most][::-1]
 
 
 def _guarded(listener: Callable[[Any], None] | None) -> Callable[[Any], None]:

@@ -86,9 +86,11 @@ def _write(model: StepModel, view: View, prefix: str,
 
 @dataclass(eq=False)
 class Noting:
-    """A segment that waits for its note, or notes (`parts`) that wait for their episode."""
+    """A segment that waits for its note, or notes (`parts`) that wait for their episode. number:
+    in the order in which they came."""
 
     record: SegmentRecord
+    number: int
     parts: tuple[Told, ...] = ()
 
 
@@ -117,10 +119,11 @@ class NoteQueue:
         self._report = report
         # The change of memory at which there was nothing to sum up.
         self._summed_up = -1
+        self._newest = 0
 
     def add(self, record: SegmentRecord) -> None:
         """Have a note written about a closed segment."""
-        self.waiting.append(Noting(record))
+        self._append(record)
         # Offline nothing is skipped; live, a note that comes minutes late is worth less than
         # keeping up.
         if (not self._config.step.deterministic
@@ -138,7 +141,15 @@ class NoteQueue:
         parts = self._bank.next_episode(self._config.memory.resident_note_tokens,
                                         self._config.note.episode_notes)
         if parts:
-            self.waiting.append(Noting(parts[-1].record, parts))
+            self._append(parts[-1].record, parts)
+
+    def mark(self) -> int:
+        """What is waiting now, for `is_past`."""
+        return self._newest
+
+    def is_past(self, mark: int) -> bool:
+        """Whether all that was waiting at that mark is written, skipped or given up."""
+        return not self.waiting or self.waiting[0].number > mark
 
     def begin(self) -> None:
         """Begin the next one, if there is one and none is under way."""
@@ -165,6 +176,10 @@ class NoteQueue:
             self._counters.add(notes_skipped=1)
             self._report(f'the note of segment {noting.record.id} could not be written', error)
             self._on_settled(noting.record)
+
+    def _append(self, record: SegmentRecord, parts: tuple[Told, ...] = ()) -> None:
+        self._newest += 1
+        self.waiting.append(Noting(record, self._newest, parts))
 
     def _program(self, noting: Noting) -> Program[None]:
         model, config, bank, record = self._model, self._config, self._bank, noting.record

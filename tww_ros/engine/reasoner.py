@@ -31,7 +31,7 @@ from tww_ros.engine.cpu import limit_threads
 from tww_ros.engine.desk import Desk
 from tww_ros.engine.job import Job, Result, results_of
 from tww_ros.engine.keeper import Keeper
-from tww_ros.engine.noting import NoteQueue, Noting
+from tww_ros.engine.noting import NoteQueue
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem, Reader
 from tww_ros.engine.scheduler import Scheduler
@@ -97,7 +97,7 @@ class Reasoner:
                                     self._report)
         self._notes = NoteQueue(model, bank, keeper, config, counters, self._sink, on_note,
                                 self._settled, self._report)
-        self._drains: list[tuple[tuple[Noting, ...], threading.Event]] = []
+        self._drains: list[tuple[int, threading.Event]] = []
         self._newest_epoch = 0
         self._note_passed = False
         self._scheduler = Scheduler(config.step)
@@ -114,6 +114,11 @@ class Reasoner:
         """Go on behind what was remembered before this start."""
         self._newest_epoch = epoch
         self._reader.resume(epoch, next_order)
+
+    def note_again(self, records: Sequence[SegmentRecord]) -> None:
+        """Before the start: write the notes that were not finished when an engine ended."""
+        for record in records:
+            self._notes.add(record)
 
     def put(self, item: Item) -> None:
         """Add to the inbox; never blocks."""
@@ -241,8 +246,8 @@ class Reasoner:
         self._answers.begin()
         self._begin_note()
         if self._drains:
-            for notes, done in self._drains:
-                if not any(noting in self._notes.waiting for noting in notes):
+            for mark, done in self._drains:
+                if self._notes.is_past(mark):
                     done.set()
             self._drains = [drain for drain in self._drains if not drain[1].is_set()]
 
@@ -273,7 +278,7 @@ class Reasoner:
         elif isinstance(item, QuestionItem):
             self._answers.ask(item.pending, item.epoch, kept=not item.check)
         else:
-            self._drains.append((tuple(self._notes.waiting), item.done))
+            self._drains.append((self._notes.mark(), item.done))
 
     def _overtaken(self, ahead: PatchItem) -> bool:
         """Whether the segment's next patch has come already."""

@@ -385,7 +385,7 @@ class MemoryBank:
             record = self._whole.popleft()
             self._whole_tokens -= record.tokens
             block = record.block
-            if not record.kept or not isinstance(block, KVBlock):
+            if not record.kept or block is None:
                 continue
             try:
                 smaller = thinned(block, record.kept)
@@ -393,7 +393,7 @@ class MemoryBank:
                 log.error('segment %d keeps all of its tokens: %s', record.id, error)
                 continue
             with self._lock:
-                if record.tier == DEVICE and record.block is block:
+                if record.tier == DEVICE and record.block is block is not smaller:
                     record.kept = []
                     self._tiers.replace(record, smaller)
 

@@ -74,7 +74,7 @@ class SegmentRecord:
 def thinned(block: Block, kept: Sequence[np.ndarray]) -> Block:
     """The block without the tokens that tell nothing new; one that was thinned or quantized before
     stays as it is. kept: bool [T] of each patch."""
-    if not kept or not isinstance(block, KVBlock):
+    if not kept or not hasattr(block, 'keep'):
         return block
     mask = np.concatenate(kept)
     if len(mask) != block.length or mask.all():

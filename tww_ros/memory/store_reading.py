@@ -163,10 +163,12 @@ class StoreReader:
         """Notes and episodes with any of the words, the best first.
 
         score: the sum of what the words that occur are worth, a rare one more than a common one
-        (inverse document frequency, Robertson and Spärck Jones 1976). How often a word occurs in a
-        note and how long a note is do not count, so that notes with the same words are equally
-        good, and time decides: the newest first, or oldest_first. until: only segments up to this
-        order. kind: 'note' or 'episode' only. An episode counts when one of its segments does.
+        (inverse document frequency, Robertson and Spärck Jones 1976); two words that follow each
+        other in both count once more, as a word of their own: a red cup and a blue ball are not a
+        red ball. How often a word occurs in a note and how long a note is do not count, so that
+        notes with the same words are equally good, and time decides: the newest first, or
+        oldest_first. until: only segments up to this order. kind: 'note' or 'episode' only. An
+        episode counts when one of its segments does.
         No word matches everything.
         """
         total = self._rows('SELECT count(*) FROM notes')[0][0]

@@ -16,6 +16,7 @@ Ids are never used twice, also not after everything was removed.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -74,15 +75,16 @@ STOP_WORDS = frozenset(
     'shall should may might must of in on at to from by with for about into and or but if as than '
     'so what which who whom whose when where why how there here any some ever s t re ve ll d m '
     'please tell show find see seen saw'.split())
-# Forms that the index's stemmer does not bring back to the word that a note uses.
+# Forms of one word that the index's stemmer does not bring together, as an FTS5 expression.
 IRREGULAR = {
-    form: word for word, forms in {
+    form: ' OR '.join(f'"{each}"' for each in (word, *forms.split()))
+    for word, forms in {
         'break': 'broke broken', 'bring': 'brought', 'build': 'built', 'carry': 'carried',
         'catch': 'caught', 'come': 'came', 'drive': 'drove driven', 'fall': 'fell fallen',
         'give': 'gave given', 'go': 'went gone', 'hold': 'held', 'leave': 'leaving',
         'lie': 'lying lain', 'lose': 'lost', 'ride': 'rode ridden', 'run': 'ran', 'sit': 'sat',
         'stand': 'stood', 'take': 'took taken', 'throw': 'threw thrown', 'wear': 'wore worn',
-    }.items() for form in forms.split()}
+    }.items() for form in (word, *forms.split())}
 # A pasted page is not a better question.
 MOST_TERMS = 64
 
@@ -268,10 +270,15 @@ def clean(text: str) -> str:
 
 
 def terms(text: str) -> list[str]:
-    """FTS5 expressions of the telling words of `text`, each by itself; none when it has no word.
+    """FTS5 expressions of the telling words of `text`, each by itself, and of every two that
+    follow each other ('red ball'); none when it has no word.
 
     Every word is quoted, so that nothing of it is taken for syntax.
     """
-    words = list(dict.fromkeys(re.findall(r'\w+', clean(text).lower())))
-    telling = [word for word in words if word not in STOP_WORDS] or words
-    return [f'"{IRREGULAR.get(word, word)}"' for word in telling[:MOST_TERMS]]
+    words = re.findall(r'\w+', clean(text).lower())
+    telling = {word for word in words if word not in STOP_WORDS} or set(words)
+    single = list(dict.fromkeys(word for word in words if word in telling))[:MOST_TERMS]
+    pairs = list(dict.fromkeys(pair for pair in itertools.pairwise(words)
+                               if telling.issuperset(pair)))[:MOST_TERMS]
+    return list(dict.fromkeys([*(IRREGULAR.get(word, f'"{word}"') for word in single),
+                               *(f'"{first} {second}"' for first, second in pairs)]))

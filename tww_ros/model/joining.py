@@ -117,14 +117,19 @@ class Pages:
             self._pages.move_to_end(key)
             return page
         page = self._make(run)
-        if key in self._pages:
-            self.nbytes -= self._pages.pop(key)[0].nbytes
+        self._forget_gone()
         self._pages[key] = page, [weakref.ref(part.block) for part in run]
         self.nbytes += page.nbytes
         while self.nbytes > self._cache_bytes and len(self._pages) > 1:
             _, (oldest, _) = self._pages.popitem(last=False)
             self.nbytes -= oldest.nbytes
         return page
+
+    def _forget_gone(self) -> None:
+        """Pages with blocks that are gone are never asked for again."""
+        for key in [key for key, (_, blocks) in self._pages.items()
+                    if any(ref() is None for ref in blocks)]:
+            self.nbytes -= self._pages.pop(key)[0].nbytes
 
     def _make(self, run: list[Part]) -> Page:
         self.made += 1
