@@ -2,8 +2,9 @@
 
 Each round starts a process with an engine whose memory has a folder, lets it watch frames as
 quickly as it can, and kills it at a random moment. The process tells after each `drain()` how many
-segments it has that have their note (one that was cut off before its note was written never gets
-it). All of these must be there, each with its note and a KV block that can be read.
+segments it has that have their note (one that was cut off before its note was written gets it when
+an engine starts again). All of these must be there, each with its note and a KV block that can be
+read.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question: what memory it saw, its tokens, and the answer behind the style's prefix."""
+    """One question: what memory it saw, its tokens, and the answer behind the study's prefix."""
 
     memory: View
     question: tuple[int, ...]
@@ -92,7 +92,8 @@ class Asked:
 class Study:
     """What one model saw and was asked.
 
-    segments: by id() of their blocks, those that a question attended to.
+    segments: by id() of their blocks, those that a question attended to. prefix: what an answer
+    begins with, if that is not a part of the question.
     """
 
     model: VideoLanguageModel
@@ -140,6 +141,8 @@ def watch(model: VideoLanguageModel, config: EngineConfig, protocol: Protocol) -
     seen: dict[int, Seen] = {}
     asked: list[Asked] = []
     prefix = model.encode(model.style.answer_prefix)
+    # On one axis of positions the engine computes it in the question's run.
+    joined = prefix if model.scheme == 'continuous' else []
     step = model.step
 
     def listen(spans: list[Span]) -> list[torch.Tensor | None]:
@@ -170,20 +173,19 @@ def watch(model: VideoLanguageModel, config: EngineConfig, protocol: Protocol) -
                     answers = [pending.result(PATIENCE_S) for pending in
                                [engine.ask(question) for question in questions]]
                     fresh = [seen[key] for key in seen.keys() - before]
-                    asked += [_asked(model, fresh, question, answer.token_ids)
+                    asked += [_asked(fresh, (*question_ids(model, question), *joined),
+                                     answer.token_ids)
                               for question, answer in zip(questions, answers, strict=True)
                               if answer.token_ids]
     finally:
         del model.step
     attended = {id(part.block) for one in asked for part in one.memory.parts}
     return Study(model, asked, {key: one for key, one in seen.items()
-                                if one.segment and key in attended}, prefix)
+                                if one.segment and key in attended}, prefix[len(joined):])
 
 
-def _asked(model: VideoLanguageModel, fresh: list[Seen], question: Question,
-           token_ids: tuple[int, ...]) -> Asked:
+def _asked(fresh: list[Seen], ids: tuple[int, ...], token_ids: tuple[int, ...]) -> Asked:
     """The question's block is known by its tokens, the answer's by what it attends to last."""
-    ids = tuple(question_ids(model, question))
     branch = next(one for one in fresh if tuple(one.ids) == ids)
     written = next(one for one in fresh
                    if one.view.parts and one.view.parts[-1].block is branch.block)
@@ -212,7 +214,7 @@ def answer(study: Study, blocks: Blocks) -> list[torch.Tensor]:
 
 def _question(study: Study, one: Asked, blocks: Blocks) -> Span:
     start = one.memory.start('source')
-    parts = tuple(replace(part, block=blocks.get(id(part.block), part.block))
+    parts = tuple(part._replace(block=blocks.get(id(part.block), part.block))
                   for part in one.memory.parts)
     return Span(study.model.new_block(start, len(one.question)), replace(one.memory, parts=parts),
                 TokenRun.text(one.question, start), 'last')

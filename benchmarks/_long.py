@@ -25,7 +25,8 @@ from tww_ros.evaluation.runner import OFFLINE
 from tww_ros.evaluation.scoring import is_right, share
 from tww_ros.model.protocol import StepModel
 from tww_ros.types import NS_PER_S
-from tww_ros.world.questions import Asker, TableQuestion
+from tww_ros.world.known import TableQuestion
+from tww_ros.world.questions import Asker
 from tww_ros.world.render import Renderer
 from tww_ros.world.table import PLACES, TEST_SEEDS, THINGS, Episode, Event, TableState
 

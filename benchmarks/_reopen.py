@@ -1,8 +1,9 @@
 """A day's memory reopened: how long until the first answer, against a running engine's.
 
 In: the embedded model. A memory of thousands of segments is filled in a folder; the same question
-is asked of the running engine and, after it was closed, of a new one. Loading the model is not
-counted, opening the folder and bringing back what a question looks at is reported by itself.
+is asked of the running engine and, after it was closed, as the first one of new ones. Loading the
+model is not counted, opening the folder and bringing back what a question looks at is reported by
+itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 from _long import WAIT_S, first_token_s, needle_world, watch
-from _report import Report
+from _report import Report, median
 
 from tww_ros import Engine, EngineConfig
 from tww_ros.evaluation.runner import OFFLINE
@@ -20,6 +21,7 @@ from tww_ros.model.protocol import StepModel
 from tww_ros.world.table import TEST_SEEDS
 
 SEGMENTS = 10_000
+REOPENINGS = 7
 
 
 def measure_reopening(report: Report, model: StepModel, settings: dict, quick: bool) -> None:
@@ -37,17 +39,19 @@ def measure_reopening(report: Report, model: StepModel, settings: dict, quick: b
             settled = first_token_s(engine)
             count = len(engine.memory)
             written = engine.memory.tier_bytes['disk']
-        started_s = time.perf_counter()
-        engine = Engine(model, config)
-        opened_s = time.perf_counter() - started_s
-        with engine:
-            # The first one alone is what somebody waits for.
-            reopened = first_token_s(engine, 1)
+        opened_s, reopened = [], []
+        for _ in range(REOPENINGS):
+            started_s = time.perf_counter()
+            engine = Engine(model, config)
+            opened_s.append(time.perf_counter() - started_s)
+            with engine:
+                # The first one alone is what somebody waits for.
+                reopened.append(first_token_s(engine, 1))
     report.add('reopened_segments', count)
     report.add('reopened_folder_bytes', written)
-    report.add('reopening_s', opened_s)
+    report.add('reopening_s', median(opened_s))
     report.add('first_token_running_ms', settled * 1e3)
     report.add('first_token_running_first_ms', running * 1e3)
-    report.add('first_token_reopened_ms', reopened * 1e3)
-    report.add('first_token_reopened_to_running', reopened / settled)
+    report.add('first_token_reopened_ms', median(reopened) * 1e3)
+    report.add('first_token_reopened_to_running', median(reopened) / settled)
     report.target('first_token_reopened_to_running', '<=', 2.0)

@@ -2,6 +2,7 @@
 
     scripts/bench memory --quick                       some minutes
     scripts/bench memory --parts needles --json FILE   one part of it
+    scripts/bench memory --parts --plot PNG --beside FILE...   only a picture of such reports
 
     part      asks                                                                     module
     kv        how much smaller quantized KV is, and what it does to answers            _kv
@@ -18,6 +19,7 @@ Where answers count, the embedded model gives them; without it those parts are l
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from _find import measure_recall
 from _killed import measure_killed_engine
 from _kv import EMBEDDED, measure_kv
 from _long import measure_hours, measure_needles
+from _picture import draw
 from _reopen import measure_reopening
 from _report import Report
 
@@ -36,6 +39,8 @@ from tww_ros.evaluation.rows import EvalOptions, evaluate
 from tww_ros.evaluation.scoring import share
 from tww_ros.model.protocol import StepModel
 
+# Two segments of the embedded model.
+RECENT_TOKENS = 44
 PARTS = ('kv', 'drop', 'needles', 'hours', 'recall', 'crash', 'reopen')
 # All budgets on: a small device, so that blocks are quantized and moved, notes within theirs.
 BUDGETS = {'memory.device_bytes': 4_000_000, 'memory.kv_bits': 3,
@@ -47,7 +52,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog='scripts/bench memory')
     parser.add_argument('--quick', action='store_true')
     parser.add_argument('--json', type=Path, metavar='FILE')
-    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--parts', nargs='*', choices=PARTS, default=PARTS)
+    parser.add_argument('--plot', type=Path, metavar='PNG')
+    parser.add_argument('--beside', type=Path, metavar='FILE', nargs='+', default=[],
+                        help='reports of other parts, for the plot')
     options = parser.parse_args(argv)
     report, quick = Report('memory'), options.quick
     model = load_model('embedded') if EMBEDDED.is_file() else None
@@ -69,22 +77,28 @@ def main(argv: Sequence[str]) -> int:
             measure = {'needles': measure_needles, 'hours': measure_hours,
                        'reopen': measure_reopening}[part]
             measure(report, model, BUDGETS, quick)
+    if options.plot:
+        others = [json.loads(file.read_text())['metrics'] for file in options.beside]
+        draw({name: value for metrics in (*others, report.metrics)
+              for name, value in metrics.items()}, options.plot)
     return report.finish(options.json)
 
 
 def measure_drop_accuracy(report: Report, model: StepModel, quick: bool) -> None:
-    """The same questions with and without the drop: tokens that are never read, and tokens that
-    leave with their segment's youth."""
+    """The same questions with and without the drop: tokens that leave with their segment's youth,
+    with segments of the past brought back as well, and tokens that are never read."""
     protocol = Protocol(seed=21, questions=100 if quick else 1_000, streams=4 if quick else 40)
     drop = {'watch.drop_threshold': THRESHOLD}
+    old = {**drop, 'memory.recent_tokens': RECENT_TOKENS}
     accuracy = {}
-    for name, settings in (('off', {}), ('old', {**drop, 'memory.recent_tokens': 44}),
+    for name, settings in (('off', {}), ('old', {**old, 'memory.retrieved_segments': 0}),
+                           ('old_recalled', old),
                            ('unread', {**drop, 'watch.drop_unread': True})):
         options = EvalOptions('embedded', protocol, rows=('single',), settings=settings)
         evaluation = evaluate(options, lambda _: model)
         accuracy[name] = share(outcome.right for outcome in
                                evaluation.outcomes(evaluation.rows[0])).value
         report.add(f'drop_{name}_accuracy', accuracy[name])
-    for name in ('old', 'unread'):
+    for name in ('old', 'old_recalled', 'unread'):
         report.add(f'drop_{name}_accuracy_kept', accuracy[name] / max(accuracy['off'], 1e-9))
     report.target('drop_old_accuracy_kept', '>=', 0.98)

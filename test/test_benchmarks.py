@@ -242,6 +242,23 @@ def test_the_plot_of_scale_is_drawn_from_few_points(tmp_path):
         assert drawn.size[0] > 800
 
 
+@pytest.mark.parametrize(('metrics', 'axes'), [
+    ({f'kv_embedded_{bits}bit_turned_{what}': value for bits in (2, 3, 8) for what, value in
+      (('times_smaller', 15 / bits), ('answers_agree', 1 - 0.1 / bits))}
+     | {'kv_embedded_16bit_step_ms': 3.0, 'tabletop_dropped_share': 0.9,
+        'tabletop_changes_kept_share': 0.99}, 2),
+    ({f'{name}_bytes_hour_{hour}': 1e6 * hour for name in ('rss', 'device')
+      for hour in range(1, 9)}, 1),
+    ({'needle_accuracy': 1.0}, 0)])
+def test_picture_of_memory_has_an_axis_for_each_part_measured(tmp_path, metrics, axes):
+    file = tmp_path / 'memory.png'
+    module('_picture').draw(metrics, file)
+    assert file.is_file() == (axes > 0)
+    if axes:
+        with Image.open(file) as drawn:
+            assert drawn.size[0] == 660 * axes
+
+
 def test_benchmarks_of_speed_import_no_ros():
     """rclpy made unimportable, and nothing of it loaded."""
     program = ('import sys; sys.modules["rclpy"] = None; '
@@ -276,3 +293,21 @@ def test_decode_comes_to_its_end(tmp_path, monkeypatch):
                  'answer_tokens_per_s_8_sessions_to_1', 'dispatches_decode_8_sessions',
                  'share_of_step_attention'):
         assert told['metrics'][name] > 0, name
+
+
+@pytest.mark.parametrize('positions', ['continuous', 'decoupled'])
+def test_quantized_memory_is_compared_to_its_end(monkeypatch, positions):
+    """A few questions over memory of the tiny model; full precision agrees with itself."""
+    kv, report = module('_kv'), module('_report').Report('kv')
+    monkeypatch.setattr(kv, 'QUICK', kv.Protocol(seed=1, questions=2, streams=1, segments=6,
+                                                 moments=2))
+    monkeypatch.setattr(kv, 'BITS', (3,))
+    model = load_model('tiny-random', device='cpu', positions=positions)
+    kv.measure_model(report, 'tiny', model, quick=True)
+    assert report.metrics['kv_tiny_3bit_turned_times_smaller'] > 4
+    assert report.metrics['kv_tiny_3bit_turned_divergence_nats'] > 0
+    study = kv.watch(model, kv.EngineConfig.from_flat({**kv.TINY, **kv.OFFLINE}), kv.QUICK)
+    exact = kv.answer(study, {})
+    for one, rows in zip(study.asked, exact, strict=True):
+        # What the engine wrote is what is read here as the likeliest, token by token.
+        assert tuple(rows.argmax(-1)[:len(one.answer)].tolist()) == one.answer
