@@ -136,7 +136,7 @@ class SegmentInfo:
     pose: Pose | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Note:
     """What the model wrote about one segment."""
 

@@ -16,6 +16,7 @@ contents, of tiers or of threads; the bank calls it under its lock.
 from __future__ import annotations
 
 import bisect
+import functools
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,13 @@ FOUND_SHARE = 0.5
 _order = operator.attrgetter('order')
 
 
-@dataclass(eq=False)
+@functools.lru_cache
+def _only(camera: str) -> frozenset[str]:
+    """One set for all notes of a camera."""
+    return frozenset((camera,))
+
+
+@dataclass(eq=False, slots=True)
 class Told:
     """A note about one segment, or an episode about the run of segments of `parts`.
 
@@ -53,8 +60,8 @@ class Told:
     cameras: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        cameras = [part.cameras for part in self.parts] or [{self.record.camera}]
-        self.cameras = frozenset().union(*cameras)
+        self.cameras = (frozenset().union(*(part.cameras for part in self.parts)) if self.parts
+                        else _only(self.record.camera))
 
     @property
     def order(self) -> int:

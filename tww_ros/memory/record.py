@@ -20,7 +20,7 @@ from tww_ros.memory.tiers import NOTE
 from tww_ros.types import Note, Pose, SegmentInfo
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class SegmentRecord:
     """One segment in the bank.
 
