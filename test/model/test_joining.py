@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from tww_ros import load_model
 from tww_ros.memory.quantization import QuantScheme, quantize
 from tww_ros.memory.view import Entry, lay_out
+from tww_ros.model import joining
 from tww_ros.model.run import Span, TokenRun
 
 
@@ -97,19 +99,34 @@ def test_pages_keep_no_block_alive_and_keep_their_budget(model):
     pages = type(model._pages)(model._rope, model.block_shape, cache_bytes=300_000)
     for seed in range(6):
         pages.join(lay_out(memory(model, 40, seed), 'continuous').parts)
-        largest = max(page.nbytes for page, _ in pages._pages.values())
+        largest = max(kept.page.nbytes for kept in pages._pages.values())
         assert pages.nbytes <= 300_000 + largest
-        assert pages.nbytes == sum(page.nbytes for page, _ in pages._pages.values())
+        assert pages.nbytes == sum(kept.page.nbytes for kept in pages._pages.values())
 
 
-def test_pages_of_blocks_that_are_gone_are_given_up_when_the_next_one_is_made(model):
+def test_pages_that_no_view_has_any_more_are_given_up(model):
     pages = type(model._pages)(model._rope, model.block_shape)
-    for seed in range(4):
-        # Each time the memory before is gone.
-        parts = lay_out(memory(model, 40, seed), 'continuous').parts
+    blocks = {}
+    for seed in range(3 * joining.MOST_JOINED):
+        blocks[seed] = parts = lay_out(memory(model, 6, seed), 'continuous').parts
         pages.join(parts)
-        blocks = {id(part.block) for part in parts}
-        assert all(block in blocks for key in pages._pages for block, *_ in key)
-        assert pages.nbytes == sum(page.nbytes for page, _ in pages._pages.values())
-        del parts
-        gc.collect()
+        lately = range(max(0, seed - joining.MOST_JOINED), seed + 1)
+        seen = {id(part.block) for number in lately for part in blocks[number]}
+        assert all(block in seen for key in pages._pages for block, *_ in key)
+        assert pages.nbytes == sum(kept.page.nbytes for kept in pages._pages.values())
+    assert pages._pages
+
+
+def test_a_page_that_has_grown_takes_the_place_of_those_before(model):
+    pages = type(model._pages)(model._rope, model.block_shape)
+    entries = memory(model, 40)
+    for count in range(2, len(entries)):
+        pages.join(lay_out(entries[:count], 'continuous').parts)
+    beginnings = Counter(key[0] for key in pages._pages)
+    assert set(beginnings.values()) <= set(range(1, joining.MOST_ALIKE + 1))
+    assert max(beginnings.values()) == joining.MOST_ALIKE
+    # A view laid out again, and one with a note less: both are there.
+    made = pages.made
+    for count in (len(entries) - 1, len(entries) - 2):
+        pages.join(lay_out(entries[:count], 'continuous').parts)
+    assert pages.made == made

@@ -38,6 +38,11 @@ MOST_PARTS = 128
 # the more has to be copied when a note comes.
 SPACING_TOKENS = 1_280
 CACHE_BYTES = 64 << 20
+# Of pages that begin with the same block all but the latest end where a note has come since; but
+# questions may see different notes, of some cameras only. And a page that no view had among so
+# many is not asked for any more: the view's beginning has moved on, or its blocks are gone.
+MOST_ALIKE = 3
+MOST_JOINED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +77,18 @@ class Page:
         return self.values[layer][:, :length]
 
 
-_Key = tuple[tuple[int, int, int], ...]
+_Place = tuple[int, int, int]
+_Key = tuple[_Place, ...]
+
+
+@dataclass(eq=False, slots=True)
+class _Kept:
+    """blocks: ids of those that are gone are used again, the references tell. joined: number of
+    the last view that it was a part of."""
+
+    page: Page
+    blocks: list[weakref.ref]
+    joined: int = 0
 
 
 class Pages:
@@ -84,11 +100,13 @@ class Pages:
         self._rope = rope
         self._shape = shape
         self._cache_bytes = cache_bytes
-        # Ids of blocks are used again when they are gone: the references tell.
-        self._pages: OrderedDict[_Key, tuple[Page, list[weakref.ref]]] = OrderedDict()
+        self._joined = 0
+        # The one that was not used for longest first.
+        self._pages: OrderedDict[_Key, _Kept] = OrderedDict()
 
     def join(self, parts: Sequence[Part]) -> list[Part]:
         """The same tokens in the same order, in as few parts as may be."""
+        self._joined += 1
         joined = []
         for run in self._runs(parts):
             joined.append(run[0] if len(run) == 1 else
@@ -111,25 +129,31 @@ class Pages:
 
     def _page(self, run: list[Part]) -> Page:
         key = tuple((id(part.block), part.length, part.shift - run[0].shift) for part in run)
-        page, blocks = self._pages.get(key, (None, []))
-        if page is not None and all(ref() is part.block
-                                    for ref, part in zip(blocks, run, strict=True)):
-            self._pages.move_to_end(key)
-            return page
-        page = self._make(run)
-        self._forget_gone()
-        self._pages[key] = page, [weakref.ref(part.block) for part in run]
-        self.nbytes += page.nbytes
-        while self.nbytes > self._cache_bytes and len(self._pages) > 1:
-            _, (oldest, _) = self._pages.popitem(last=False)
-            self.nbytes -= oldest.nbytes
-        return page
+        kept = self._pages.get(key)
+        if kept is None or not all(ref() is part.block
+                                   for ref, part in zip(kept.blocks, run, strict=True)):
+            if kept is not None:
+                self._forget(key)
+            kept = _Kept(self._make(run), [weakref.ref(part.block) for part in run])
+            self.nbytes += kept.page.nbytes
+            self._forget_old(key[0])
+        kept.joined = self._joined
+        self._pages[key] = kept
+        self._pages.move_to_end(key)
+        return kept.page
 
-    def _forget_gone(self) -> None:
-        """Pages with blocks that are gone are never asked for again."""
-        for key in [key for key, (_, blocks) in self._pages.items()
-                    if any(ref() is None for ref in blocks)]:
-            self.nbytes -= self._pages.pop(key)[0].nbytes
+    def _forget_old(self, first: _Place) -> None:
+        """Room for a page that begins with the block `first`."""
+        alike = [key for key in self._pages if key[0] == first]
+        for key in alike[:1 - MOST_ALIKE]:
+            self._forget(key)
+        for key, kept in list(self._pages.items()):
+            if kept.joined > self._joined - MOST_JOINED and self.nbytes <= self._cache_bytes:
+                break
+            self._forget(key)
+
+    def _forget(self, key: _Key) -> None:
+        self.nbytes -= self._pages.pop(key).page.nbytes
 
     def _make(self, run: list[Part]) -> Page:
         self.made += 1
