@@ -15,6 +15,7 @@ from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.block import BlockShape, KVBlock
 from tww_ros.memory.notes import Scope
 from tww_ros.memory.record import SegmentRecord
+from tww_ros.memory.retrieval import KeySummary, QueryTap
 from tww_ros.types import Note
 
 # 512 bytes a token, so the smallest budget of 65,536 bytes holds 128 tokens.
@@ -204,6 +205,31 @@ def test_notes_lose_their_keys_only_when_no_segment_is_left_to_give_up():
     assert [r.note_block is not None for r in records] == [False, False, False, True]
     assert real.tokens == 80
     assert len(real.notes()) == 4, 'the words of a note outlive its keys'
+
+
+def test_keys_find_only_what_can_still_be_shown():
+    real = bank(150)
+    tap = QueryTap((0,))
+    tap.add(0, torch.randn(1, 4, 64))
+    found = {}
+    for number, told in enumerate((True, False, True, False, None, False)):
+        each = record(number, tokens=40)
+        each.summary = KeySummary((0,))
+        each.summary.add(0, torch.randn(1, 40, 64))
+        each.summary.commit()
+        real.add(each)
+        # Idle segments are noted and not attended to; one note has not come yet.
+        if told is not None:
+            real.attach_note(each, note(each), block(5) if told else None)
+        found[number] = sorted(real.match(tap, Scope(0), 9))
+    # Room for three segments, the idle ones before them are nowhere.
+    assert found == {0: [0], 1: [0, 1], 2: [0, 1, 2], 3: [0, 1, 2, 3], 4: [0, 2, 3, 4],
+                     5: [0, 2, 3, 4, 5]}
+    late = real.get(4)
+    real.add(record(6, tokens=140))
+    assert sorted(real.match(tap, Scope(0), 9)) == [0, 2, 4]
+    real.attach_note(late, note(late), None)
+    assert sorted(real.match(tap, Scope(0), 9)) == [0, 2]
 
 
 def test_one_segment_above_the_whole_budget_is_kept_alone():

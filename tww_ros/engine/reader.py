@@ -174,7 +174,7 @@ class Reader:
         if record.frames == 0:
             record.start_ns, record.picture = item.start_ns, item.picture
         if item.keep is not None and not self._config.watch.drop_unread:
-            record.kept.append(_kept(run, item.keep))
+            record.kept += (_kept(run, item.keep),)
         record.frames += item.frames
         record.end_ns = item.end_ns
         record.tokens = record.block.length

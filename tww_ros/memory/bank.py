@@ -166,6 +166,7 @@ class MemoryBank:
             if block is not None:
                 record.told = Told(record, note, block, block.length, self.change)
                 self._book.add(record.told)
+            self._spare_keys(record)
         self._make_room(record)
         return True
 
@@ -331,6 +332,7 @@ class MemoryBank:
             for record in filter(None, map(self._records.get, segment_ids)):
                 if record.tier == DISK:
                     self._tiers.take(record)
+                    self._spare_keys(record)
 
     def restore(self, records: Iterable[SegmentRecord]) -> None:
         """Take in what an archive remembers, oldest first; their tiers are `disk` or `note`."""
@@ -394,7 +396,7 @@ class MemoryBank:
                 continue
             with self._lock:
                 if record.tier == DEVICE and record.block is block is not smaller:
-                    record.kept = []
+                    record.kept = ()
                     self._tiers.replace(record, smaller)
 
     def _summarize(self, record: SegmentRecord) -> None:
@@ -436,12 +438,18 @@ class MemoryBank:
             if record.tier != move.source or (record.block or record.away) is not was:
                 return
             self._tiers.take(record)
-            record.kept = []
+            record.kept = ()
             if target != NOTE and was is not None:
                 record.kv_tokens = block.length
             record.block = block if target in ATTENDED else None
             record.away = block if target == HOST else None
             self._tiers.put(record, target, size)
+            self._spare_keys(record)
+
+    def _spare_keys(self, record: SegmentRecord) -> None:
+        """What has neither keys nor a note left to be shown need not be found."""
+        if record.tier == NOTE and record.note is not None and record.told is None:
+            self._keys.remove(record.id)
 
     def _forget(self, record: SegmentRecord) -> None:
         del self._records[record.id]

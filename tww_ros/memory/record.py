@@ -7,7 +7,7 @@ open.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class SegmentRecord:
     picture: np.ndarray | None = None
     zero_ns: int = 0
     # bool [T] of each patch: what stays when the segment is no longer recent; none = all.
-    kept: list[np.ndarray] = field(default_factory=list)
+    kept: tuple[np.ndarray, ...] = ()
     tier: str = NOTE
     kv_bytes: int = 0
     kv_tokens: int = 0

@@ -86,7 +86,9 @@ class PromptStyle:
 
     def clean_note(self, text: str) -> str:
         """The note without its layout."""
-        return text.strip().removeprefix('Focus:').strip()
+        note = text.strip().removeprefix('Focus:').strip()
+        # Of those that say nothing there are thousands: one string for all.
+        return self.idle_note if note == self.idle_note else note
 
 
 _REOPEN = f'{IM_END}\n{IM_START}user\n'
