@@ -159,8 +159,11 @@ class Engine:
         return self.alive and self._watcher.push(frame)
 
     def feed(self, frame: Frame, timeout_s: float = 60.0) -> bool:
-        """Take a frame, waiting for room: for offline use, where nothing may be dropped."""
-        return self.alive and self._watcher.feed(frame, timeout_s)
+        """Take a frame, waiting for room and for notes: for offline use, where nothing may be
+        dropped."""
+        end_s = time.monotonic() + timeout_s
+        return (self.alive and self._reasoner.wait_for_notes(timeout_s)
+                and self._watcher.feed(frame, max(0.0, end_s - time.monotonic())))
 
     def drain(self, timeout_s: float = 60.0) -> bool:
         """Wait until all pushed frames are in memory, noted and written; False on timeout.

@@ -19,11 +19,11 @@ from tww_ros.config import EngineConfig
 from tww_ros.engine.counters import Counters
 from tww_ros.engine.job import Job, Program, generate, prefill
 from tww_ros.engine.keeper import Keeper
-from tww_ros.engine.recall import read_again
+from tww_ros.engine.recall import Fetch, brought, read_again
 from tww_ros.errors import ModelError
 from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.block import KVBlock
-from tww_ros.memory.notes import Resident, Scope, Told, with_block
+from tww_ros.memory.notes import Scope, Told, with_block
 from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model.protocol import StepModel
@@ -31,10 +31,21 @@ from tww_ros.types import Note
 
 
 def write_note(model: StepModel, config: EngineConfig, bank: MemoryBank, record: SegmentRecord,
-               sink: Entry, seen: list[Resident],
-               on_note: Callable[[Note], None]) -> Program[None]:
-    """Write the note of `record`; `seen`: its segments and the notes before it, oldest first."""
+               sink: Entry, fetch: Fetch, on_note: Callable[[Note], None]) -> Program[None]:
+    """Write the note of `record`, from its segments and the notes before it.
+
+    A segment that memory has moved on meanwhile is fetched. ModelError where it is gone: a note
+    about what cannot be seen would be made up.
+    """
     started_s = time.monotonic()
+    away = record.block is None
+    seen = bank.resident(Scope(record.epoch, until=record.order),
+                         tokens=config.note.window_tokens,
+                         note_tokens=config.memory.resident_note_tokens, fetch=away)
+    seen = yield from brought(model, bank, sink, seen, fetch)
+    if away and not any(item.record is record and item.told is None for item in seen):
+        raise ModelError('its keys and values went before their turn came; raise '
+                         'memory.device_bytes or memory.host_bytes, or set memory.folder')
     view = lay_out([sink, *(item.entry for item in seen)], model.scheme)
     block, ids, finish_reason = yield from _write(model, view, model.style.note_prefix,
                                                   config.note.max_new_tokens)
@@ -152,11 +163,13 @@ class NoteQueue:
         return not self.waiting or self.waiting[0].number > mark
 
     def begin(self) -> None:
-        """Begin the next one, if there is one and none is under way."""
+        """Begin the next one, if there is one and none is under way, or go on with what has been
+        fetched for it."""
         self.sum_up()
-        while self.waiting and self.job is None:
+        while self.waiting and (self.job is None or self.job.ready):
             try:
-                self.job = Job(self._program(self.waiting[0]))
+                self.job = self.job or Job(self._program(self.waiting[0]))
+                self.job.poll()
             except Exception as error:
                 self.fail(error)
 
@@ -182,14 +195,12 @@ class NoteQueue:
         self.waiting.append(Noting(record, self._newest, parts))
 
     def _program(self, noting: Noting) -> Program[None]:
-        model, config, bank, record = self._model, self._config, self._bank, noting.record
+        model, config, bank = self._model, self._config, self._bank
         if noting.parts:
             return write_episode(model, config, bank, noting.parts, self._sink,
                                  self._keeper.keep_episode)
-        seen = bank.resident(Scope(record.epoch, until=record.order),
-                             tokens=config.note.window_tokens,
-                             note_tokens=config.memory.resident_note_tokens)
-        return write_note(model, config, bank, record, self._sink, seen, self._noted)
+        return write_note(model, config, bank, noting.record, self._sink, self._keeper.fetch,
+                          self._noted)
 
     def _noted(self, note: Note) -> None:
         self._counters.add(notes_written=1)

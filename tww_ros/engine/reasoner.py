@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 
 # With nothing but a note to go on with, a question that was asked is waited for this long.
 NOTE_PAUSE_S = 0.005
+# Where nothing may be dropped, memory must not move on so far that a note comes too late to see
+# its segment.
+MOST_UNNOTED = 2
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,14 @@ class Reasoner:
             self._changed.wait_for(
                 lambda: self._stopping or self._patches < self._config.step.read_ahead_patches)
             return not self._stopping
+
+    def wait_for_notes(self, timeout_s: float) -> bool:
+        """Wait until hardly a segment waits for its note; False when none was written in time, or
+        stopping."""
+        with self._changed:
+            written = self._changed.wait_for(
+                lambda: self._stopping or len(self._notes.waiting) <= MOST_UNNOTED, timeout_s)
+            return written and not self._stopping
 
     @property
     def alive(self) -> bool:
@@ -352,6 +363,7 @@ class Reasoner:
         owner.advance(results)
         if owner.done and owner is self._notes.job:
             self._notes.end()
+            self.wake()
         elif owner.done:
             self._answers.end(owner)
 
@@ -377,6 +389,7 @@ class Reasoner:
             self._report('a patch could not be read', error)
         elif owner is self._notes.job:
             self._notes.fail(error)
+            self.wake()
         else:
             self._answers.give_up(owner, error)
 

@@ -55,6 +55,12 @@ def recall(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: Entry
     seen = bank.resident(scope, tokens=memory.resident_tokens,
                          note_tokens=memory.resident_note_tokens,
                          recent_tokens=memory.recent_tokens, found=found, fetch=True)
+    return (yield from brought(model, bank, sink, seen, fetch))
+
+
+def brought(model: StepModel, bank: MemoryBank, sink: Entry, seen: list[Resident],
+            fetch: Fetch) -> Program[list[Resident]]:
+    """With what is away brought to the device, and without what is gone."""
     away = [item for item in seen if item.entry is None]
     if away:
         blocks = yield fetch(away)
