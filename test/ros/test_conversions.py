@@ -151,8 +151,9 @@ def test_watch_round_trip() -> None:
 def test_watch_update_round_trip() -> None:
     evidence = (Evidence(3, 'front', STAMP_NS - 9, STAMP_NS, 0.5, 'device', 'a cup', POSE),)
     result, feedback = Watch.Result(), Watch.Feedback()
-    c.fill_update(result, WatchUpdate(STAMP_NS, 'yes', 0.75, evidence, checks=4, agreeing=1))
-    assert c.update_from(result) == WatchUpdate(STAMP_NS, 'yes', 0.75, evidence, checks=4, agreeing=1)
+    held = WatchUpdate(STAMP_NS, 'yes', 0.75, evidence, checks=4, agreeing=1)
+    c.fill_update(result, held)
+    assert c.update_from(result) == held
     c.fill_update(feedback, WatchUpdate(STAMP_NS, 'no', 0.25, evidence, checks=4, agreeing=2))
     assert c.update_from(feedback) == WatchUpdate(STAMP_NS, 'no', 0.25, checks=4, agreeing=2)
 

@@ -11,6 +11,8 @@ folder it goes on where it was.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -23,6 +25,8 @@ from tww_ros.errors import TrainingError
 # Steps and learning rates of the embedded model's stages, from random weights.
 STAGES = {'perception': (150, 3e-3), 'events': (600, 3e-3), 'single': (1_500, 2.4e-3),
           'multi': (1_000, 1.6e-3), 'long': (1_500, 1.5e-3)}
+# Of glibc's malloc.h: blocks that are mapped one by one; free memory that is kept at most.
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 # Without notes an answer goes through everything that was seen, at length.
 NO_NOTES = {'note.enabled': False, 'memory.resident_tokens': 8_192, 'answer.max_new_tokens': 1_024}
 # On a user's data the order is the same; perception is what a checkpoint brings along.
@@ -73,6 +77,7 @@ def train(options: TrainOptions) -> Path:
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     _check(options)
     options.out.mkdir(parents=True, exist_ok=True)
     _remember(options)
@@ -117,6 +122,15 @@ def train(options: TrainOptions) -> Path:
         after_stage=export)
     trainer.run()
     return options.out / 'stages' / options.stages[-1]
+
+
+def keep_freed_memory() -> None:
+    """What this process frees stays its own: glibc gives the gigabytes of each step back to the
+    kernel, and gets them again page by page. Of other C libraries nothing is asked."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL('libc.so.6').mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def add_adapters(hf: Any, rank: int) -> None:
