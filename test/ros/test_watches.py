@@ -61,7 +61,9 @@ def test_each_check_is_told_until_it_holds(start_node: Callable) -> None:
         status = client.wait_for(lambda status: status.watches == 1, FOUND_S)
         # Checks are no answers and leave no sessions.
         assert status.answers_done == status.sessions == 0 and not status.last_error
-        assert never.last.checks >= 6 and never.cancel() and not never.cancel()
+        # The word of the sixth check may still be under way.
+        assert next(update for update in never if update.checks >= 6) == never.last
+        assert never.cancel() and not never.cancel()
         assert never.response().error_code == Watch.Result.CANCELLED
         assert never.response().checks == never.last.checks
         with pytest.raises(CancelledError):
