@@ -52,7 +52,8 @@ def test_result_loads_with_its_settings_and_answers(base: Path) -> None:
 
 def test_card_says_how_it_was_made(base: Path) -> None:
     card = (base / 'README.md').read_text()
-    for words in ('tww train --out run --steps 2 1', 'perception: 2 steps, single: 1 steps',
+    for words in ('tww train --out run --stages perception single --steps 2 1',
+                  'perception: 2 steps, single: 1 steps', 'from random weights',
                   'Qwen3-VL of 4.9 million parameters', 'hours on'):
         assert words in card
 

@@ -36,10 +36,10 @@ no other words.
 
 
 def write_card(folder: Path, model: Any, *, name: str, command: str, seed: int, data: str,
-               stages: dict[str, int], hours: float) -> None:
-    """Write the card; stages: steps of each."""
+               stages: dict[str, int], hours: float, begun: str = 'random weights') -> None:
+    """Write the card; stages: steps of each; begun: with what."""
     text = model.hf.config.text_config
-    about = ('Trained from random weights on the tabletop world (`tww_ros.world`), it watches a '
+    about = (f'Trained from {begun} on the tabletop world (`tww_ros.world`), it watches a '
              'table,\nwrites notes about what a hand does there, and answers questions about it.'
              if data.startswith('the tabletop') else 'Trained on streams with notes and answers.')
     (folder / 'README.md').write_text(TEMPLATE.format(
@@ -54,4 +54,5 @@ def write_card(folder: Path, model: Any, *, name: str, command: str, seed: int, 
 def _machine(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    return f'{torch.get_num_threads()} threads of a {platform.machine()} CPU'
+    threads = torch.get_num_threads()
+    return f'{threads} thread{"s" * (threads > 1)} of an {platform.machine()} CPU'

@@ -110,6 +110,7 @@ def train(options: TrainOptions) -> Path:
         done = options.stages[:options.stages.index(stage) + 1]
         write_card(place, model, name=options.out.name, command=_command(options),
                    seed=options.seed, hours=trainer.hours,
+                   begun=Path(options.model).name or 'random weights',
                    data='the tabletop world, training seeds, drawn while training'
                    if options.data is None else options.data.name,
                    stages={one.name: one.steps for one in stages if one.name in done})
@@ -170,6 +171,8 @@ def _command(options: TrainOptions) -> str:
                         ('optimizer', options.optimizer if options.optimizer != 'auto' else '')):
         if value:
             told += f' --{flag} {Path(value).name if flag == "data" else value}'
+    if options.stages != tuple(STAGES):
+        told += f' --stages {" ".join(options.stages)}'
     if options.steps:
         told += f' --steps {" ".join(map(str, options.steps))}'
     return told + (' --no-notes' if not options.notes else '')
