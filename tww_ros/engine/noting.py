@@ -10,6 +10,7 @@ notes that it is about, and takes their place.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from tww_ros.engine.recall import Fetch, brought, read_again
 from tww_ros.errors import ModelError
 from tww_ros.memory.bank import MemoryBank
 from tww_ros.memory.block import KVBlock
-from tww_ros.memory.notes import Scope, Told, with_block
+from tww_ros.memory.notes import Resident, Scope, Told, with_block
 from tww_ros.memory.record import SegmentRecord
 from tww_ros.memory.view import Entry, View, lay_out
 from tww_ros.model.protocol import StepModel
@@ -38,14 +39,16 @@ def write_note(model: StepModel, config: EngineConfig, bank: MemoryBank, record:
     about what cannot be seen would be made up.
     """
     started_s = time.monotonic()
-    away = record.block is None
-    seen = bank.resident(Scope(record.epoch, until=record.order),
-                         tokens=config.note.window_tokens,
-                         note_tokens=config.memory.resident_note_tokens, fetch=away)
-    seen = yield from brought(model, bank, sink, seen, fetch)
-    if away and not any(item.record is record and item.told is None for item in seen):
-        raise ModelError('its keys and values went before their turn came; raise '
-                         'memory.device_bytes or memory.host_bytes, or set memory.folder')
+    resident = functools.partial(
+        bank.resident, Scope(record.epoch, until=record.order), tokens=config.note.window_tokens,
+        note_tokens=config.memory.resident_note_tokens)
+    seen = resident()
+    # Asked afterwards: the keeper may move it at any moment.
+    if not _shows(seen, record) and record.block is None:
+        seen = yield from brought(model, bank, sink, resident(fetch=True), fetch)
+        if not _shows(seen, record):
+            raise ModelError('its keys and values went before their turn came; raise '
+                             'memory.device_bytes or memory.host_bytes, or set memory.folder')
     view = lay_out([sink, *(item.entry for item in seen)], model.scheme)
     block, ids, finish_reason = yield from _write(model, view, model.style.note_prefix,
                                                   config.note.max_new_tokens)
@@ -54,6 +57,10 @@ def write_note(model: StepModel, config: EngineConfig, bank: MemoryBank, record:
                 time.monotonic() - started_s)
     bank.attach_note(record, note, None if model.style.says_nothing(note.text) else block)
     on_note(note)
+
+
+def _shows(seen: Sequence[Resident], record: SegmentRecord) -> bool:
+    return any(item.record is record and item.told is None for item in seen)
 
 
 def write_episode(model: StepModel, config: EngineConfig, bank: MemoryBank,
