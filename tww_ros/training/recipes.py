@@ -24,6 +24,8 @@ HARD = ('where', 'what_at', 'colour_of', 'nth', 'last', 'before', 'order', 'how_
 OFTEN = (*KINDS, *HARD)
 # On whole streams also those that can seldom be asked, or that ask for the newest of several.
 ALL_OFTEN = (*OFTEN, 'under', 'under', 'last', 'how_long_ago', 'before')
+# Two times to compare, and the newest of several events: what was wrong most often at the end.
+HARDEST = ('order', 'how_long_ago', 'before')
 # A stream's notes and pictures cost the same whether one question follows or twenty.
 QUIZ = dataclasses.replace(tabletop.SINGLE, name='quiz', segments=(6, 40), rounds=(10, 18),
                            kinds=ALL_OFTEN)
@@ -33,10 +35,15 @@ BRIEF = dataclasses.replace(QUIZ, name='brief', segments=(3, 8), gap_s=(0.0, 1.0
 TALK = dataclasses.replace(tabletop.MULTI, name='talk', moments=(2, 4), rounds=(8, 16), sessions=3,
                            kinds=ALL_OFTEN)
 LONG_QUIZ = dataclasses.replace(tabletop.LONG_SINGLE, name='long-quiz', rounds=(10, 20),
-                                kinds=ALL_OFTEN)
+                                kinds=(*ALL_OFTEN, *HARDEST))
 LONG_TALK = dataclasses.replace(tabletop.LONG, name='long-talk', moments=(2, 4), rounds=(8, 16),
-                                sessions=3, kinds=ALL_OFTEN)
-VISITS = dataclasses.replace(tabletop.VISITS, kinds=ALL_OFTEN)
+                                sessions=3, kinds=(*ALL_OFTEN, *HARDEST))
+VISITS = dataclasses.replace(tabletop.VISITS, kinds=(*ALL_OFTEN, *HARDEST))
+# Notes alone, and many questions that only notes answer: cheap, there are no pictures.
+LOOKUP = dataclasses.replace(tabletop.LONG_SINGLE, name='lookup', segments=(60, 800),
+                             gap_s=(3.0, 60.0), video='none', visit_share=0.3, moments=(1, 3),
+                             rounds=(14, 24), kinds=(*HARDEST, *HARDEST, 'nth', 'last',
+                                                     'last_place', 'when', 'so_far'))
 # Share of the samples of each stage; stages build on each other and keep a little of the ones
 # before. Samples differ in length: a quiz has some twenty times the tokens of a sample of events.
 MIXTURES: dict[str, dict[Recipe, float]] = {
@@ -46,8 +53,8 @@ MIXTURES: dict[str, dict[Recipe, float]] = {
                QUIZ: 0.22, LONG_QUIZ: 0.03},
     'multi': {tabletop.PERCEPTION: 0.05, tabletop.EVENTS: 0.25, tabletop.GLANCE: 0.2, QUIZ: 0.1,
               TALK: 0.22, LONG_QUIZ: 0.1, VISITS: 0.08},
-    'long': {tabletop.EVENTS: 0.25, tabletop.GLANCE: 0.2, QUIZ: 0.05, TALK: 0.1, LONG_QUIZ: 0.1,
-             LONG_TALK: 0.2, VISITS: 0.1},
+    'long': {tabletop.EVENTS: 0.25, tabletop.GLANCE: 0.12, QUIZ: 0.05, TALK: 0.13, LOOKUP: 0.08,
+             LONG_QUIZ: 0.08, LONG_TALK: 0.19, VISITS: 0.1},
 }
 # Pictures are drawn larger than the model sees them, as a camera's are.
 SIZES_PX = (96, 144, 192, 192)
@@ -58,15 +65,20 @@ THINNED_SHARE = 0.4
 DROP_THRESHOLD = 0.08
 RECENT_TOKENS = (44, 66, 88, 132)
 MOST_FOUND = 6
+# Segments of the longest streams that are trained on without notes, and so with all their video.
+MOST_SEEN = 200
 
 
 def without_notes(mixture: dict[Recipe, float]) -> dict[Recipe, float]:
-    """The same for a model that writes none but of single pictures, and reasons at length."""
+    """The same for a model that writes none but of single pictures, and reasons at length.
+
+    What lives on notes alone is left out, and so are hours: without notes they do not fit.
+    """
     kept = {}
     for recipe, share in mixture.items():
         if recipe.name == tabletop.PERCEPTION.name:
             kept[recipe] = share
-        elif recipe.rounds[1]:
+        elif recipe.rounds[1] and recipe.video != 'none' and recipe.segments[1] <= MOST_SEEN:
             # What is reasoned about has to be seen; and without a question nothing is learnt.
             video = 'all' if recipe.video == 'near' else recipe.video
             kept[dataclasses.replace(recipe, notes=False, video=video)] = share

@@ -180,7 +180,10 @@ def _video(recipe: Recipe, chronicle: Chronicle, rounds: list[SampleRound], rng:
     for after in {each.after for each in rounds}:
         kept.update(range(max(0, after - NEAR), after))
     events = [seen.segment for seen in chronicle.seen]
-    for segment in rng.sample(events, min(4, len(events))):
+    # Where the count's tens change: once in ten things, and each later number depends on it.
+    tens = [seen.segment for seen in chronicle.seen
+            if seen.event.kind == 'put' and seen.puts % 10 == 0]
+    for segment in {*rng.sample(events, min(4, len(events))), *tens[-2:]}:
         kept.update(range(max(0, segment - READ_BEFORE), segment + 1))
     return kept
 

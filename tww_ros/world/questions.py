@@ -226,10 +226,11 @@ def _ask_how_long_ago(known: Known) -> TableQuestion | None:
     if not fitting:
         return None
     seen, text = known.rng.choice(fitting)
-    thing = seen.event.thing
+    thing, now_s = seen.event.thing, int(known.now_s)
     return _named(known, ['How long ago was the {name} put down?'],
                   TableQuestion('', text, '', '',
-                                f'{seen.timed(thing)}, now {int(known.now_s)} s',
+                                # The difference, digit by digit: too much for one step.
+                                f'{seen.timed(thing)}, now {now_s} s, {now_s - seen.at_s} s ago',
                                 (seen.segment,), subject=thing, others=tuple(AGES_S)),
                   name=thing.name)
 
