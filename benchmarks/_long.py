@@ -5,8 +5,9 @@ over hours; now and then a hand puts something down and takes it away seconds la
 there are questions about these things, none of which can be seen any more.
 
     needle_accuracy                        questions about needles that are answered rightly
-    first_token_<n>_frames_ms              median, idle, after so many frames, same process
-    first_token_flatness                   after all frames ÷ after 100
+    first_token_<n>_frames_ms              median, idle, after so many frames: two engines of one
+                                           process, asked in turn
+    first_token_flatness                   after all frames ÷ after 100, median of the pairs
     device_bytes_hour_<h>, rss_bytes_hour_<h>, …_last_to_first
 """
 
@@ -64,26 +65,23 @@ def measure_needles(report: Report, model: StepModel, settings: dict, quick: boo
     """Accuracy about needles, and whether first tokens stay as quick as at the start."""
     frames, worlds = (1_000, 1) if quick else (FRAMES, 7)
     verdicts: list[bool] = []
-    ratios: list[float] = []
+    few, many = [], []
     for number in range(worlds):
         episode = needle_world(TEST_SEEDS[5_000 + number], float(frames))
         config = EngineConfig.from_flat({**model.settings, **OFFLINE, **settings})
         cutter = Cutter(episode, config.watch, model.temporal_patch_size)
-        with Engine(model, config) as engine:
-            few = 0.0
-            for count, frame in enumerate(watch(episode, frames), start=1):
+        with Engine(model, config) as engine, Engine(model, config) as young:
+            for frame in watch(episode, FEW):
+                young.feed(frame, WAIT_S)
+            young.drain(WAIT_S)
+            for frame in watch(episode, frames):
                 engine.feed(frame, WAIT_S)
                 cutter.add(frame.stamp_ns)
-                if count == FEW:
-                    engine.drain(WAIT_S)
-                    cutter.close()
-                    few = first_token_s(engine)
             engine.drain(WAIT_S)
             cutter.close()
-            many = first_token_s(engine)
-            ratios.append(many / few)
-            for name, value in ((FEW, few), (frames, many)):
-                report.add(f'first_token_{name}_frames_ms', value * 1e3)
+            for probe in range(PROBES):
+                few.append(first_token_s(young, probe))
+                many.append(first_token_s(engine, probe))
             for made in questions(cutter, random.Random(number)):
                 answer = engine.ask(Question(made.text, session=made.text, choices=made.choices,
                                              max_new_tokens=96)).result(WAIT_S)
@@ -94,7 +92,9 @@ def measure_needles(report: Report, model: StepModel, settings: dict, quick: boo
                         ('n', part.count), ('frames', frames)):
         report.add(f'needle_{name}', value)
     report.target('needle_accuracy', '>=', 0.991)
-    report.add('first_token_flatness', median(ratios))
+    for name, values in ((FEW, few), (frames, many)):
+        report.add(f'first_token_{name}_frames_ms', median(values) * 1e3)
+    report.add('first_token_flatness', median([b / a for a, b in zip(few, many, strict=True)]))
     report.target('first_token_flatness', '<=', 1.2)
 
 
@@ -142,9 +142,8 @@ def questions(cutter: Cutter, rng: random.Random) -> list[TableQuestion]:
     return list(made.values())
 
 
-def first_token_s(engine: Engine, probes: int = PROBES) -> float:
-    """Median over some questions, each in a session of its own, while nothing else happens."""
-    asked = [engine.ask(Question(f'Has there ever been a {thing.name}?', session=f'probe {n}',
-                                 max_new_tokens=2)).result(WAIT_S).first_token_s
-             for n, thing in enumerate(THINGS[:probes])]
-    return median(asked)
+def first_token_s(engine: Engine, probe: int) -> float:
+    """Of one question, in a session of its own, while nothing else happens."""
+    asked = engine.ask(Question(f'Has there ever been a {THINGS[probe].name}?',
+                                session=f'probe {probe}', max_new_tokens=2))
+    return asked.result(WAIT_S).first_token_s

@@ -251,7 +251,8 @@ def test_a_leak_of_a_later_note_in_a_reasoning(folder: Path) -> None:
 
 
 @pytest.mark.parametrize('told_as', ['put red kite center', 'put red kite center, at {} s',
-                                     'put red kite center at {} s'])
+                                     'put red kite center at {} s',
+                                     'put red kite center at {} s, now {} s, 0 s ago'])
 @pytest.mark.parametrize('noted_as', ['{} s: put red kite center', 'put red kite center at {} s',
                                       '#7 put red kite center at {} s'])
 def test_a_leak_of_a_later_event_without_its_time(folder: Path, noted_as: str,
@@ -264,7 +265,7 @@ def test_a_leak_of_a_later_event_without_its_time(folder: Path, noted_as: str,
         segment = own(told)['segments'][after]
         at_s = int(told['metadata']['segment_info'][after]['start'])
         segment['note'] = noted_as.format(at_s)
-        say(told, 0, told_as.format(0))
+        say(told, 0, told_as.format(0, 0))
 
     edit(folder, leak)
     refused(folder, place('metadata.tww.questions[0].reasoning', 'only what segments 0 to ')

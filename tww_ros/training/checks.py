@@ -29,9 +29,10 @@ _NUMBER = r'(?<![\w.,:])(\d+(?:\.\d+)?)'
 _SECONDS = re.compile(_NUMBER + r'\s*-?(?:s|secs?|seconds?)\b', re.IGNORECASE)
 _AT_SECONDS = re.compile(r'\bat\s+' + _NUMBER + r'\s*(?:s|secs?|seconds?)\b', re.IGNORECASE)
 
-# '#3 red ball put … at 14 s' in a note is 'red ball put …', with or without its time, in a
-# reasoning.
-_TOLD_WITH = re.compile(r'^#\d+ |^\d+(?:\.\d+)? s: |(?:,? (?:at|now) \d+(?:\.\d+)? s)+$')
+# '#3 red ball put … at 14 s' in a note is 'red ball put …' in a reasoning, with or without its
+# times ('…, now 40 s, 26 s ago').
+_TOLD_WITH = re.compile(r'^#\d+ |^\d+(?:\.\d+)? s: '
+                        r'|(?:,? (?:at|now) \d+(?:\.\d+)? s|, \d+(?:\.\d+)? s ago)+$')
 # Timestamps, which times are read from, show tenths of a second.
 _SHOWN_S = 0.05
 

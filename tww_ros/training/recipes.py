@@ -65,8 +65,9 @@ THINNED_SHARE = 0.4
 DROP_THRESHOLD = 0.08
 RECENT_TOKENS = (44, 66, 88, 132)
 MOST_FOUND = 6
-# Segments of the longest streams that are trained on without notes, and so with all their video.
-MOST_SEEN = 200
+# Without notes all video stays, and an answer goes through all that happened: of streams of more
+# segments than this there are a few questions only, and of hours none.
+BRIEFLY_SEEN, MOST_SEEN = 40, 200
 
 
 def without_notes(mixture: dict[Recipe, float]) -> dict[Recipe, float]:
@@ -81,7 +82,9 @@ def without_notes(mixture: dict[Recipe, float]) -> dict[Recipe, float]:
         elif recipe.rounds[1] and recipe.video != 'none' and recipe.segments[1] <= MOST_SEEN:
             # What is reasoned about has to be seen; and without a question nothing is learnt.
             video = 'all' if recipe.video == 'near' else recipe.video
-            kept[dataclasses.replace(recipe, notes=False, video=video)] = share
+            asked = ({'moments': (1, 1), 'rounds': (1, 3)}
+                     if recipe.segments[1] > BRIEFLY_SEEN else {})
+            kept[dataclasses.replace(recipe, notes=False, video=video, **asked)] = share
     return kept
 
 
