@@ -34,7 +34,10 @@ from tww_ros.memory.store_schema import Identity, StoredNote, StoredSegment
 from tww_ros.types import NS_PER_S
 
 IDENTITY = Identity('crash', '0', 'continuous', 2, 1, 32, 'bfloat16')
-LONGEST_S = 0.12
+# Writers live for at most so many times what one needs for its first segment, opening included: a
+# busy machine is killed in the same places as a quiet one.
+LONGEST = 6.0
+PATIENCE_S = 60.0
 # Blocks of notes live for as many segments.
 KEPT_NOTES = 5
 _ID = struct.Struct('<q')
@@ -74,9 +77,11 @@ def measure_crash(report: Report, quick: bool) -> None:
 def crash(folder: Path, kills: int, seed: int = 0, progress: bool = False) -> Crashes:
     """Kill `kills` writers, one after the other, to the same folder."""
     rng = random.Random(seed)
-    found, told = Crashes(), set()
+    started_s = time.monotonic()
+    found, told = Crashes(), _killed_writer(folder, PATIENCE_S, most=1)
+    longest_s = LONGEST * (time.monotonic() - started_s)
     for _ in range(kills):
-        told |= _killed_writer(folder, rng.uniform(0.0, LONGEST_S))
+        told |= _killed_writer(folder, rng.uniform(0.0, longest_s))
         _look(folder, told, found)
         found.kills += 1
         if progress:
@@ -93,8 +98,9 @@ def block_of(number: int) -> dict[str, torch.Tensor]:
     return {'keys': keys.to(torch.bfloat16), 'values': (keys + number % 97).to(torch.bfloat16)}
 
 
-def _killed_writer(folder: Path, after_s: float) -> set[int]:
-    """Ids that a writer told before it was killed, so long after it had begun."""
+def _killed_writer(folder: Path, after_s: float, most: int = sys.maxsize) -> set[int]:
+    """Ids that a writer told before it was killed, so long after it had begun, or as soon as it
+    had told `most`."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -107,7 +113,7 @@ def _killed_writer(folder: Path, after_s: float) -> set[int]:
     os.close(writing)
     try:
         data, end_s = b'', time.monotonic() + after_s
-        while (left_s := end_s - time.monotonic()) > 0:
+        while (left_s := end_s - time.monotonic()) > 0 and len(data) < most * _ID.size:
             if select.select([reading], [], [], left_s)[0]:
                 piece = os.read(reading, 65_536)
                 if not piece:

@@ -19,10 +19,11 @@ import logging
 import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tww_ros.config import MemoryConfig
 from tww_ros.memory.block import KVBlock
+from tww_ros.memory.choice import choose_segments, in_scope
 from tww_ros.memory.notes import NoteBook, Resident, Scope, Told
 from tww_ros.memory.quantization import Block, QuantizedBlock, QuantScheme, quantize
 from tww_ros.memory.record import SegmentRecord, thinned
@@ -219,7 +220,11 @@ class MemoryBank:
         is not on the device, with entry None.
         """
         with self._lock:
-            chosen = self._choose_segments(scope, tokens, recent_tokens, found, fetch)
+            tiers = (*ATTENDED, HOST, DISK) if fetch else ATTENDED
+            chosen = choose_segments(self._tiers.newest_first(tiers), scope, tokens=tokens,
+                                     recent_tokens=recent_tokens,
+                                     found=filter(None, map(self._records.get, found)),
+                                     tiers=tiers)
             notes = [record.told for record in map(self._records.get, found)
                      if record is not None and record.told is not None]
             # Keys that are nowhere are computed again only for what the question is about.
@@ -231,7 +236,7 @@ class MemoryBank:
     def shows(self, scope: Scope, *, tokens: int, note_tokens: int) -> bool:
         """Whether `resident` finds anything, with `fetch`; without a list of it."""
         with self._lock:
-            records = self._in_scope(self._tiers.newest_first((*ATTENDED, HOST, DISK)), scope)
+            records = in_scope(self._tiers.newest_first((*ATTENDED, HOST, DISK)), scope)
             newest = next(records, None)
             if newest is not None and newest.kv_tokens <= tokens:
                 return True
@@ -253,43 +258,6 @@ class MemoryBank:
             known = (self._records.get(segment_id) for segment_id in ranking)
             inside = (r.id for r in known if r is not None and scope.holds(r))
             return list(itertools.islice(inside, limit))
-
-    def _choose_segments(self, scope: Scope, tokens: int, recent_tokens: int | None,
-                         found: Sequence[int], fetch: bool) -> list[Resident]:
-        tiers = (*ATTENDED, HOST, DISK) if fetch else ATTENDED
-        recent = iter(self._in_scope(self._tiers.newest_first(tiers), scope))
-        left, chosen = tokens, {}
-        limit = 0 if recent_tokens is None else max(0, tokens - recent_tokens)
-        waiting = None
-        for record in recent:
-            beyond = left - record.kv_tokens
-            if beyond < 0 or (chosen and beyond < limit):
-                waiting = record
-                break
-            left -= record.kv_tokens
-            chosen[record.id] = _segment(record)
-        for segment_id in found if limit else ():
-            record = self._records.get(segment_id)
-            if (record is not None and segment_id not in chosen and record.tier in tiers
-                    and record.kv_tokens <= left and scope.holds(record)):
-                left -= record.kv_tokens
-                chosen[segment_id] = _segment(record)
-        while waiting is not None:
-            if waiting.id not in chosen:
-                left -= waiting.kv_tokens
-                if left < 0:
-                    break
-                chosen[waiting.id] = _segment(waiting)
-            waiting = next(recent, None)
-        return list(chosen.values())
-
-    @staticmethod
-    def _in_scope(records: Iterable[SegmentRecord], scope: Scope) -> Iterator[SegmentRecord]:
-        for record in records:
-            if record.epoch < scope.epoch:
-                return
-            if scope.holds(record):
-                yield record
 
     # Tiers
 
@@ -458,9 +426,3 @@ class MemoryBank:
         self._keys.remove(record.id)
         if record.told is not None:
             self._book.forget(record.told)
-
-
-def _segment(record: SegmentRecord) -> Resident:
-    entry = None if record.block is None else Entry(record.block, 'source', record.id)
-    return Resident((record.order, 0), entry, record)
-
