@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -104,23 +101,3 @@ def test_positions_are_the_checkpoints_own_or_as_asked(asked: str, scheme: str, 
 def test_a_folder_holds_one_run(base: Path) -> None:
     with pytest.raises(TrainingError, match='another tokens'):
         train(TrainOptions(base.parent.parent, **(STEPS | {'tokens': 400})))
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='of glibc only')
-def test_freed_memory_is_kept_for_the_next_step() -> None:
-    pages = """if True:
-        import resource, sys, torch
-        from tww_ros.training.train import keep_freed_memory
-        if sys.argv[1] == 'keep':
-            keep_freed_memory()
-        # Above what glibc takes from its heap by itself, 32 MiB; each a little smaller, because
-        # what is small takes pieces of what was freed.
-        for size_mib in (64, 58, 52):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            torch.ones(size_mib << 20, dtype=torch.uint8)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        """
-    kept, plain = (int(subprocess.run([sys.executable, '-c', pages, how], check=True,
-                                      capture_output=True, text=True, timeout=60).stdout)
-                   for how in ('keep', 'plain'))
-    assert kept < plain / 10

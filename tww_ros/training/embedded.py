@@ -91,14 +91,15 @@ def embedded_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     )
 
 
-def untrained(seed: int = 0, scheme: Scheme = SCHEME) -> VideoLanguageModel:
-    """The model with random weights; scheme: of its positions."""
+def untrained(seed: int = 0, scheme: Scheme = SCHEME, device: str = 'cpu') -> VideoLanguageModel:
+    """The model with random weights, the same on every device; scheme: of its positions."""
     tokenizer = tabletop_tokenizer()
     model = random_weights(embedded_config(tokenizer), tokenizer, seed)
     with torch.no_grad():
         for layer in model.model.language_model.layers:
             layer.self_attn.q_norm.weight.fill_(SHARPNESS)
             layer.self_attn.k_norm.weight.fill_(SHARPNESS)
+    model = model.to('cpu' if device == 'auto' else device)
     return VideoLanguageModel(model, tokenizer, name='embedded', scheme=scheme, style=prompts.TWW,
                               settings=SETTINGS)
 

@@ -11,8 +11,6 @@ folder it goes on where it was.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -25,8 +23,6 @@ from tww_ros.errors import TrainingError
 # Steps and learning rates of the embedded model's stages, from random weights.
 STAGES = {'perception': (150, 3e-3), 'events': (600, 3e-3), 'single': (1_500, 2.4e-3),
           'multi': (1_000, 1.6e-3), 'long': (1_500, 1.5e-3)}
-# Of glibc's malloc.h: blocks that are mapped one by one; free memory that is kept at most.
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 # Without notes an answer goes through everything that was seen, at length.
 NO_NOTES = {'note.enabled': False, 'memory.resident_tokens': 8_192, 'answer.max_new_tokens': 1_024}
 # On a user's data the order is the same; perception is what a checkpoint brings along.
@@ -72,6 +68,7 @@ def train(options: TrainOptions) -> Path:
     from tww_ros.model.saving import save_checkpoint
     from tww_ros.training.card import write_card
     from tww_ros.training.embedded import untrained
+    from tww_ros.training.heap import keep_freed_memory
     from tww_ros.training.recipes import TabletopBatches
     from tww_ros.training.trainer import Trainer, TrainerConfig
 
@@ -81,14 +78,12 @@ def train(options: TrainOptions) -> Path:
     _check(options)
     options.out.mkdir(parents=True, exist_ok=True)
     _remember(options)
+    device = _device(options)
     if options.model:
-        model = load_model(options.model, quantization=options.quantization,
-                           device=options.device, positions=_positions(options), prompts='tww')
+        model = load_model(options.model, quantization=options.quantization, device=device,
+                           positions=_positions(options), prompts='tww')
     else:
-        model = untrained(options.seed, _positions(options))
-        if options.device not in ('auto', 'cpu') or (options.device == 'auto'
-                                                     and torch.cuda.is_available()):
-            raise TrainingError('the embedded model is made on the CPU; use device="cpu"')
+        model = untrained(options.seed, _positions(options), device)
     if not options.notes:
         model.settings.update(NO_NOTES)
     if options.lora:
@@ -123,15 +118,6 @@ def train(options: TrainOptions) -> Path:
         after_stage=export)
     trainer.run()
     return options.out / 'stages' / options.stages[-1]
-
-
-def keep_freed_memory() -> None:
-    """What this process frees stays its own: glibc gives the gigabytes of each step back to the
-    kernel, and gets them again page by page. Of other C libraries nothing is asked."""
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL('libc.so.6').mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def add_adapters(hf: Any, rank: int) -> None:
@@ -191,6 +177,14 @@ def _positions(options: TrainOptions) -> str:
     return marks.positions if marks.prompts == 'tww' else 'decoupled'
 
 
+def _device(options: TrainOptions) -> str:
+    """Of several processes each has a GPU of its own; accelerate tells which by LOCAL_RANK."""
+    import torch
+    if options.device != 'auto' or not torch.cuda.is_available():
+        return options.device
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+
+
 def _fuse(options: TrainOptions, steps: int) -> bool:
     if options.fuse is not None:
         return options.fuse
@@ -239,7 +233,10 @@ def _remember(options: TrainOptions) -> None:
         changed = [name for name in told if before.get(name) != told[name]]
         raise TrainingError(f'{options.out} holds a run with another {", ".join(changed)}; choose '
                             'another folder, or give the same options to go on')
-    file.write_text(json.dumps(told, indent=2) + '\n')
+    # Several processes may do this at once.
+    partial = file.with_suffix(f'.{os.getpid()}')
+    partial.write_text(json.dumps(told, indent=2) + '\n')
+    partial.replace(file)
 
 
 def register(commands: Any, add: Any) -> None:

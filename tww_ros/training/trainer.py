@@ -8,8 +8,8 @@ In: a model, stages (how many steps of which samples), a folder. Out, in that fo
 
 A checkpoint is written beside its place and renamed when it is whole; a run that was killed at any
 moment goes on from the last whole one, with the batches that it would have had. Batch k of a run
-depends on the seed and on k alone. Built on accelerate, each process with its own batches; more
-than one process has not been tried yet.
+depends on the seed and on k alone. Built on accelerate: of n processes each takes every n-th batch,
+their gradients are averaged, and the first one writes.
 
 It knows nothing of worlds: `Batches` gives it what to learn from.
 """
@@ -29,6 +29,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -38,6 +39,7 @@ from tww_ros.errors import TrainingError
 from tww_ros.model.language_model import VideoLanguageModel
 from tww_ros.training.curves import draw_curves
 from tww_ros.training.forward import Batch, forward, fused, training_attention
+from tww_ros.training.heap import give_back
 from tww_ros.training.optimizers import optimizers_of
 
 
@@ -101,7 +103,10 @@ class Trainer:
         self._config = config
         self._after_stage = after_stage
         self._accelerator = Accelerator(mixed_precision=_precision(config.precision),
-                                        cpu=model.device.type == 'cpu')
+                                        cpu=model.device.type == 'cpu',
+                                        # A batch may have no pictures, another one's has.
+                                        kwargs_handlers=[DistributedDataParallelKwargs(
+                                            find_unused_parameters=True)])
         self._forward, *self._optimizers = self._accelerator.prepare(
             _Forward(model.hf), *optimizers_of(model.hf, muon=config.muon,
                                                weight_decay=config.weight_decay))
@@ -164,6 +169,7 @@ class Trainer:
                 if self.step % config.report_every == 0 or last:
                     mean = float(torch.stack(losses).mean())
                     losses.clear()
+                    give_back()
                     entry = {'step': self.step, 'stage': stage.name, 'loss': mean,
                              'seconds': round(self._clock(), 1)}
                     if self.step % config.check_every == 0 or last:
@@ -271,7 +277,8 @@ class Trainer:
                 optimizer.load_state_dict({**optimizer.state_dict(), 'state': moments_of})
             self.step, self.seconds = step, state.get('seconds', 0.0)
             break
-        self._forget_after(self.step)
+        if self._accelerator.is_main_process:
+            self._forget_after(self.step)
 
     def _forget_after(self, step: int) -> None:
         """Drop log lines of steps that will be done again."""
