@@ -2,9 +2,9 @@
 nothing is asked.
 
 A training step needs and frees gigabytes. glibc gives them back to the kernel each time, and gets
-them again page by page, which takes a tenth of the step. Kept for good, they fall to pieces, because
-no two steps have the same sizes: a process of 6 GB was at 14 GB after 160 steps. So they are kept
-from step to step, and given back once in a while.
+them again page by page, which takes a tenth of the step. Kept for good they fall to pieces,
+because no two steps have the same sizes: a process that needs 6 GB had 14 GB after 160 steps. So
+they are kept for some steps, and given back then.
 """
 
 from __future__ import annotations

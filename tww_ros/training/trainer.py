@@ -8,8 +8,8 @@ In: a model, stages (how many steps of which samples), a folder. Out, in that fo
 
 A checkpoint is written beside its place and renamed when it is whole; a run that was killed at any
 moment goes on from the last whole one, with the batches that it would have had. Batch k of a run
-depends on the seed and on k alone. Built on accelerate: of n processes each takes every n-th batch,
-their gradients are averaged, and the first one writes.
+depends on the seed and on k alone. Built on accelerate: of n processes each takes every n-th
+batch, their gradients are averaged, and the first one writes.
 
 It knows nothing of worlds: `Batches` gives it what to learn from.
 """
@@ -41,6 +41,8 @@ from tww_ros.training.curves import draw_curves
 from tww_ros.training.forward import Batch, forward, fused, training_attention
 from tww_ros.training.heap import give_back
 from tww_ros.training.optimizers import optimizers_of
+
+GIVE_BACK_EVERY = 5
 
 
 class Batches(Protocol):
@@ -161,6 +163,8 @@ class Trainer:
                 loss = loss.detach()
                 losses.append(loss)
                 self.step += 1
+                if self.step % GIVE_BACK_EVERY == 0:
+                    give_back()
                 bar.update()
                 last = self.step == first + stage.steps
                 if not math.isfinite(float(loss)):
@@ -169,7 +173,6 @@ class Trainer:
                 if self.step % config.report_every == 0 or last:
                     mean = float(torch.stack(losses).mean())
                     losses.clear()
-                    give_back()
                     entry = {'step': self.step, 'stage': stage.name, 'loss': mean,
                              'seconds': round(self._clock(), 1)}
                     if self.step % config.check_every == 0 or last:
