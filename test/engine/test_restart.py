@@ -59,6 +59,31 @@ def test_what_the_next_question_looks_at_is_there_before_it_comes(tiny, tmp_path
         assert 0 < sum(map(bool, notes)) < len(notes), 'the newest notes too, and not all'
 
 
+def test_memory_is_looked_at_before_the_first_question(tmp_path):
+    """One step over all that the first question will see, before it is asked."""
+    model = ScriptedModel()
+    with Engine(model, config(tmp_path)) as engine:
+        watch(engine, clip(0, 8))
+    steps, step = [], model.step
+
+    def recorded(spans):
+        steps.append([(part.block, part.length) for span in spans for part in span.view.parts])
+        return step(spans)
+
+    model.step = recorded
+    with Engine(model, config(tmp_path)) as engine:
+        assert engine.drain(WAIT_S)
+        ahead = steps[-1]
+        assert len(ahead) > 4, 'the header, segments and notes'
+        del steps[:]
+        ask(engine)
+        assert any(seen[:len(ahead)] == ahead for seen in steps)
+    del steps[:]
+    with Engine(model, config(tmp_path / 'new')) as engine:
+        assert engine.drain(WAIT_S)
+    assert steps == [[]], 'the header alone'
+
+
 def test_notes_that_were_not_written_at_the_end_are_written_at_the_start(tiny, tmp_path):
     """Segments are kept before their notes; after a kill, or a stop, some have none."""
     whole = {'memory__kv_bits': 16}

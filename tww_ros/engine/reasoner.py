@@ -34,6 +34,7 @@ from tww_ros.engine.keeper import Keeper
 from tww_ros.engine.noting import NoteQueue
 from tww_ros.engine.pending import PendingAnswer
 from tww_ros.engine.reader import CloseItem, PatchItem, Reader
+from tww_ros.engine.recall import rehearsal
 from tww_ros.engine.scheduler import Scheduler
 from tww_ros.engine.sessions import Sessions
 from tww_ros.engine.standing import Standing
@@ -201,6 +202,7 @@ class Reasoner:
         limit_threads(self._model.device, self._config.step.cpu_threads)
         try:
             self._reader.read_header()
+            self._rehearse()
             self._scheduler = Scheduler(self._config.step, self._measure())
             log.info('steps: %s', self._scheduler.describe())
             while True:
@@ -220,6 +222,15 @@ class Reasoner:
                 self._changed.notify_all()
             self.standing.close('the engine stopped before it held; see its log')
             self.desk.close('the engine stopped before the answer was complete; see its log')
+
+    def _rehearse(self) -> None:
+        """With a memory of before: look at it once, before somebody waits for the first answer."""
+        try:
+            span = rehearsal(self._model, self._config, self._bank, self._sink, self._newest_epoch)
+            if span is not None:
+                self._model.step([span])
+        except Exception as error:
+            self._report('memory could not be looked at ahead', error)
 
     def _sleep(self) -> bool:
         """Wait for news or for the nearest deadline; False when stopping."""

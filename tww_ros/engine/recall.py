@@ -49,13 +49,29 @@ def recall(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: Entry
         rankings = [search(question, scope, limit)]
         if more_segments:
             tap = QueryTap(summary_layers(model.block_shape.layers))
-            yield [_probe(model, sink, ids, tap)]
+            yield [_probe(model, [sink], ids, tap)]
             rankings.append(bank.match(tap, scope, limit))
         found = fuse(rankings, memory.retrieved_segments)
     seen = bank.resident(scope, tokens=memory.resident_tokens,
                          note_tokens=memory.resident_note_tokens,
                          recent_tokens=memory.recent_tokens, found=found, fetch=True)
     return (yield from brought(model, bank, sink, seen, fetch))
+
+
+def rehearsal(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: Entry,
+              epoch: int) -> Span | None:
+    """A step over what a question would look at now, thrown away: it touches each block, and joins
+    those that are joined. None when there is nothing at hand."""
+    memory = config.memory
+    seen = bank.resident(Scope(epoch), tokens=memory.resident_tokens,
+                         note_tokens=memory.resident_note_tokens,
+                         recent_tokens=memory.recent_tokens)
+    entries = [item.entry for item in seen if item.entry is not None]
+    if not entries:
+        return None
+    span = _probe(model, [sink, *entries], model.encode(model.style.question('', ())))
+    span.logits = 'last'
+    return span
 
 
 def brought(model: StepModel, bank: MemoryBank, sink: Entry, seen: list[Resident],
@@ -70,11 +86,12 @@ def brought(model: StepModel, bank: MemoryBank, sink: Entry, seen: list[Resident
     return [item for item in seen if item.entry is not None]
 
 
-def _probe(model: StepModel, sink: Entry, ids: Sequence[int], tap: QueryTap) -> Span:
-    """The question by itself, for its queries; its keys are thrown away."""
-    view = lay_out([sink], model.scheme)
+def _probe(model: StepModel, entries: list[Entry], ids: Sequence[int],
+           tap: QueryTap | None = None) -> Span:
+    """The question over these, whose queries the tap takes; its keys are thrown away."""
+    view = lay_out(entries, model.scheme)
     block = model.new_block(view.start('source'), capacity=len(ids))
-    return Span(block, view, TokenRun.text(ids, block.end), 'none', queries=tap)
+    return Span(block, view, TokenRun.text(ids, block.end), queries=tap)
 
 
 def _filled(item: Resident, block: Block | None) -> Resident:
