@@ -3,6 +3,7 @@ stopped."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -148,6 +149,31 @@ def test_diverging_run_stops_with_a_reason(tmp_path: Path) -> None:
         model.hf.model.language_model.norm.weight.fill_(float('nan'))
     with pytest.raises(TrainingError, match='lower the learning rate'):
         run.run()
+
+
+class Barren(TabletopBatches):
+    """Batches of which every second one has nothing to learn."""
+
+    def batch(self, stage: str, number: int):
+        made = super().batch(stage, number)
+        if number % 2:
+            nothing = {name: getattr(made, name)[:0]
+                       for name in ('chosen', 'targets', 'spans', 'final')}
+            made = dataclasses.replace(made, **nothing)
+        return made
+
+
+def test_batches_with_nothing_to_learn_do_no_harm(tmp_path: Path) -> None:
+    model = untrained(seed=1)
+    before = weights(model)
+    stages = (Stage('perception', 4, 1e-3, warmup=2),)
+    Trainer(model, Barren(model, settings(), 250), TrainerConfig(
+        tmp_path, stages, precision='no', workers=0, report_every=1)).run()
+    after = weights(model)
+    assert all(value.isfinite().all() for value in after.values()) and not same(before, after)
+    losses = [json.loads(line)['loss'] for line in (tmp_path / 'log.jsonl').read_text().split('\n')
+              if line]
+    assert losses[1] == losses[3] == 0.0 < losses[2]
 
 
 def test_it_learns(tmp_path: Path) -> None:

@@ -163,6 +163,11 @@ class Plan:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def learnt(self) -> int:
+        """Number of tokens that are learnt."""
+        return sum(label != IGNORED for label in self.labels)
+
 
 def plan(sample: Sample, model: TextCodec, config: EngineConfig) -> Plan:
     """Lay a sample out; the codec gives prompts, tokens and the position scheme."""

@@ -142,8 +142,12 @@ class TabletopBatches:
             config = self._config
             if recipe in THINNED and rng.random() < THINNED_SHARE:
                 made, config = with_found(made, rng), thinner(config, rng)
-            plans.append(plan(made, self._codec, config))
-            total += len(plans[-1])
+            planned = plan(made, self._codec, config)
+            # Without notes, a stream with a hand at work whenever it would be asked about teaches
+            # nothing.
+            if planned.learnt:
+                plans.append(planned)
+                total += len(planned)
         watch = self._config.watch
         return collate(plans, self._rotations, min_pixels=watch.min_pixels,
                        max_pixels=watch.max_pixels)

@@ -155,7 +155,9 @@ class Trainer:
                     for group in optimizer.param_groups:
                         group['lr'] = rate
                 logits = self._forward(batch)
-                loss = functional.cross_entropy(logits.float(), batch.targets)
+                # Of a user's samples some may teach nothing: no loss, and no reason to stop.
+                loss = (functional.cross_entropy(logits.float(), batch.targets)
+                        if len(batch.targets) else logits.float().sum())
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(self.model.hf.parameters(), config.clip)
                 for optimizer in self._optimizers:

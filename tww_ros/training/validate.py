@@ -21,7 +21,7 @@ from tww_ros.training.build import remake
 from tww_ros.training.dataset import Dataset, to_sample
 from tww_ros.training.fields import Field, shown
 from tww_ros.training.format import Entry, document, file_name
-from tww_ros.training.layout import IGNORED, plan
+from tww_ros.training.layout import plan
 
 _MISSING = object()
 
@@ -75,7 +75,7 @@ def validate(folder: str | Path, codec: TextCodec | None = None,
             config = config or EngineConfig()
             planned = plan(to_sample(entry, None, config.watch), codec, config)
             report.tokens += len(planned)
-            report.learnt_tokens += sum(label != IGNORED for label in planned.labels)
+            report.learnt_tokens += planned.learnt
     return report
 
 
