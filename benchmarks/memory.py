@@ -39,8 +39,8 @@ from tww_ros.evaluation.rows import EvalOptions, evaluate
 from tww_ros.evaluation.scoring import share
 from tww_ros.model.protocol import StepModel
 
-# Two segments of the embedded model.
-RECENT_TOKENS = 44
+# Four segments of the embedded model: half of what it sees, as by default.
+RECENT_TOKENS = 88
 PARTS = ('kv', 'drop', 'needles', 'hours', 'recall', 'crash', 'reopen')
 # All budgets on: a small device, so that blocks are quantized and moved, notes within theirs.
 BUDGETS = {'memory.device_bytes': 4_000_000, 'memory.kv_bits': 3,

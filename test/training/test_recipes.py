@@ -89,7 +89,7 @@ def test_without_notes_there_are_questions_and_all_of_the_video(stage) -> None:
 def test_every_batch_has_something_to_learn() -> None:
     """Of these streams some can never be asked about; without notes nothing is left of them."""
     batches = TabletopBatches(untrained(), settings(), tokens=1, notes=False)
-    assert all(len(batches.batch('multi', number).targets) for number in range(60))
+    assert all(len(batches.batch('multi', number).targets) for number in range(12))
 
 
 def test_what_a_search_brings_back_is_of_the_past_and_often_proves_something() -> None:

@@ -227,12 +227,12 @@ def _ask_how_long_ago(known: Known) -> TableQuestion | None:
         return None
     seen, text = known.rng.choice(fitting)
     thing, now_s = seen.event.thing, int(known.now_s)
+    # The difference, digit by digit: too much for one step. Always three digits, because how many
+    # there are was guessed wrong more often than what they are.
+    told = f'{seen.timed(thing)}, now {now_s} s, {now_s - seen.at_s:03} s ago'
     return _named(known, ['How long ago was the {name} put down?'],
-                  TableQuestion('', text, '', '',
-                                # The difference, digit by digit: too much for one step.
-                                f'{seen.timed(thing)}, now {now_s} s, {now_s - seen.at_s} s ago',
-                                (seen.segment,), subject=thing, others=tuple(AGES_S)),
-                  name=thing.name)
+                  TableQuestion('', text, '', '', told, (seen.segment,), subject=thing,
+                                others=tuple(AGES_S)), name=thing.name)
 
 
 @_kind('backward')
