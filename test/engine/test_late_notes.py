@@ -50,6 +50,17 @@ def watched(tiny, late, device_bytes, host_bytes, **more):
         return notes, tiers, engine.stats()
 
 
+def test_a_late_note_sees_all_of_its_segment(tiny, late):
+    """What tells nothing new leaves with a segment's youth, but not before its note."""
+    expected, _, whole = watched(tiny, late, 1 << 30, 0)
+    drop = {'watch.drop_threshold': 1.0, 'watch.drop_refresh_s': 1_000.0,
+            'memory.recent_tokens': 1}
+    notes, _, stats = watched(tiny, late, 1 << 30, 0, **drop)
+    assert notes == expected
+    assert stats.tokens_dropped > stats.tokens_seen / 2
+    assert stats.memory_tokens < whole.memory_tokens - stats.tokens_dropped / 2, 'and then it went'
+
+
 @pytest.mark.parametrize('where', ['host', 'disk'])
 def test_a_late_note_sees_its_segment_wherever_it_is(tiny, late, where, tmp_path):
     expected, _, stats = watched(tiny, late, 1 << 30, 0)

@@ -198,6 +198,7 @@ class Reader:
         if reading.ahead is not None:
             _go_back(record, reading.ahead.before)
         record.closed_by = item.closed_by
+        record.awaits_note = self._config.note.enabled
         # Sealing copies; without room for the copy the block is kept as it is.
         with contextlib.suppress(RuntimeError):
             record.block.seal()

@@ -319,6 +319,7 @@ class Reasoner:
 
     def _settled(self, record: SegmentRecord) -> None:
         """All that will be known of a closed segment is known."""
+        self._bank.noted(record)
         self.standing.settled(record.camera, record.epoch)
 
     def _put_check(self, pending: PendingAnswer, epoch: int) -> None:

@@ -171,6 +171,11 @@ class MemoryBank:
         self._make_room(record)
         return True
 
+    def noted(self, record: SegmentRecord) -> None:
+        """Nothing more will be noted of a segment; it may lose what tells nothing new."""
+        record.awaits_note = False
+        self._thin()
+
     def attach_episode(self, parts: Sequence[Told], note: Note, block: KVBlock) -> bool:
         """Put an episode in the place of notes; False when one of them was forgotten."""
         last = parts[-1].record
@@ -349,9 +354,10 @@ class MemoryBank:
         self._make_room(told.record)
 
     def _thin(self) -> None:
-        """Take the tokens that tell nothing new from segments that are no longer recent."""
-        while self._whole and (self._whole_tokens - self._whole[0].tokens
-                               >= self._config.recent_tokens):
+        """Take the tokens that tell nothing new from segments that are noted and no longer recent: of
+        what would be left alone no note can be written."""
+        while (self._whole and not self._whole[0].awaits_note
+               and self._whole_tokens - self._whole[0].tokens >= self._config.recent_tokens):
             record = self._whole.popleft()
             self._whole_tokens -= record.tokens
             block = record.block
@@ -389,7 +395,8 @@ class MemoryBank:
         was = block = record.block if record.block is not None else record.away
         try:
             size = 0
-            block = thinned(block, record.kept)
+            if not record.awaits_note:
+                block = thinned(block, record.kept)
             if target == QUANTIZED:
                 block = quantize(block, self._scheme)
                 size = block.nbytes

@@ -46,8 +46,9 @@ class SegmentRecord:
     # Of its first frame, until it is written. zero_ns: first stamp of its epoch.
     picture: np.ndarray | None = None
     zero_ns: int = 0
-    # bool [T] of each patch: what stays when the segment is no longer recent; none = all.
+    # bool [T] of each patch: what stays when the segment is noted and no longer recent; none = all
     kept: tuple[np.ndarray, ...] = ()
+    awaits_note: bool = False
     tier: str = NOTE
     kv_bytes: int = 0
     kv_tokens: int = 0
