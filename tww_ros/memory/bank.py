@@ -354,8 +354,8 @@ class MemoryBank:
         self._make_room(told.record)
 
     def _thin(self) -> None:
-        """Take the tokens that tell nothing new from segments that are noted and no longer recent: of
-        what would be left alone no note can be written."""
+        """Take the tokens that tell nothing new from segments that are noted and no longer recent:
+        no note can be written of what is left."""
         while (self._whole and not self._whole[0].awaits_note
                and self._whole_tokens - self._whole[0].tokens >= self._config.recent_tokens):
             record = self._whole.popleft()

@@ -44,6 +44,9 @@ LOOKUP = dataclasses.replace(tabletop.LONG_SINGLE, name='lookup', segments=(60, 
                              gap_s=(3.0, 60.0), video='none', visit_share=0.3, moments=(1, 3),
                              rounds=(14, 24), kinds=(*HARDEST, *HARDEST, 'nth', 'last',
                                                      'last_place', 'when', 'so_far'))
+# A day of hours: times that are thousands of seconds apart.
+DAY = dataclasses.replace(LOOKUP, name='day', segments=(500, 5_000), gap_s=(100.0, 400.0),
+                          visit_share=0.6, idle_share=0.0)
 # How often which samples are drawn in each stage; stages build on each other and keep a little of
 # the ones before. Samples differ in length: a quiz has some twenty times the tokens of a sample of
 # events.
@@ -55,7 +58,7 @@ MIXTURES: dict[str, dict[Recipe, float]] = {
     'multi': {tabletop.PERCEPTION: 0.05, tabletop.EVENTS: 0.25, tabletop.GLANCE: 0.2, QUIZ: 0.1,
               TALK: 0.22, LONG_QUIZ: 0.1, VISITS: 0.08},
     'long': {tabletop.EVENTS: 0.8, tabletop.GLANCE: 0.12, QUIZ: 0.05, TALK: 0.13, LOOKUP: 0.08,
-             LONG_QUIZ: 0.08, LONG_TALK: 0.19, VISITS: 0.1},
+             DAY: 0.08, LONG_QUIZ: 0.08, LONG_TALK: 0.19, VISITS: 0.1},
 }
 # Pictures are drawn larger than the model sees them, as a camera's are.
 SIZES_PX = (96, 144, 192, 192)
