@@ -47,9 +47,8 @@ LOOKUP = dataclasses.replace(tabletop.LONG_SINGLE, name='lookup', segments=(60, 
 # A day of hours: times that are thousands of seconds apart.
 DAY = dataclasses.replace(LOOKUP, name='day', segments=(500, 5_000), gap_s=(100.0, 400.0),
                           visit_share=0.6, idle_share=0.0)
-# How often which samples are drawn in each stage; stages build on each other and keep a little of
-# the ones before. Samples differ in length: a quiz has some twenty times the tokens of a sample of
-# events.
+# Share of the samples of each stage; stages build on each other and keep a little of the ones
+# before. Samples differ in length: a quiz has some twenty times the tokens of a sample of events.
 MIXTURES: dict[str, dict[Recipe, float]] = {
     'perception': {tabletop.PERCEPTION: 1.0},
     'events': {tabletop.PERCEPTION: 0.25, tabletop.EVENTS: 0.4, tabletop.GLANCE: 0.15, BRIEF: 0.2},
@@ -57,8 +56,8 @@ MIXTURES: dict[str, dict[Recipe, float]] = {
                QUIZ: 0.22, LONG_QUIZ: 0.03},
     'multi': {tabletop.PERCEPTION: 0.05, tabletop.EVENTS: 0.25, tabletop.GLANCE: 0.2, QUIZ: 0.1,
               TALK: 0.22, LONG_QUIZ: 0.1, VISITS: 0.08},
-    'long': {tabletop.EVENTS: 0.8, tabletop.GLANCE: 0.12, QUIZ: 0.05, TALK: 0.13, LOOKUP: 0.08,
-             DAY: 0.08, LONG_QUIZ: 0.08, LONG_TALK: 0.19, VISITS: 0.1},
+    'long': {tabletop.EVENTS: 0.49, tabletop.GLANCE: 0.07, QUIZ: 0.03, TALK: 0.08, LOOKUP: 0.05,
+             DAY: 0.05, LONG_QUIZ: 0.05, LONG_TALK: 0.12, VISITS: 0.06},
 }
 # Pictures are drawn larger than the model sees them, as a camera's are.
 SIZES_PX = (96, 144, 192, 192)
