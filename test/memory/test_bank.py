@@ -66,9 +66,10 @@ class Brute:
 
     def add(self, new):
         self.held.append(Held(new, new.block.length))
-        self._make_room()
+        # Room is made among those that stay.
         while len(self.held) > self.max_segments:
             self.held.pop(0)
+        self._make_room()
 
     def attach(self, of, tokens):
         for held in self.held:
