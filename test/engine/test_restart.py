@@ -73,6 +73,7 @@ def test_memory_is_looked_at_before_the_first_question(tmp_path):
     model.step = recorded
     with Engine(model, config(tmp_path)) as engine:
         assert engine.drain(WAIT_S)
+        assert engine.stats().last_error == ''
         ahead = steps[-1]
         assert len(ahead) > 4, 'the header, segments and notes'
         del steps[:]

@@ -58,9 +58,11 @@ def options(shop: Path, captions: bool = True, **more: Any) -> VideoOptions:
 
 
 def test_the_example_of_the_docs(shop: Path, capsys: pytest.CaptureFixture) -> None:
-    commands = [shlex.split(line)[1:] for block in re.findall(r'```bash\n(.*?)```', DOCS, re.S)
+    # By itself, or started by what starts several processes.
+    commands = [shlex.split(line.partition(' tww_ros.cli ')[2] or line.removeprefix('tww '))
+                for block in re.findall(r'```bash\n(.*?)```', DOCS, re.S)
                 for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 11
     for words in commands:
         build_parser().parse_args(words[:words.index('#')] if '#' in words else words)
     build, check = (words for words in commands if '--captions' in words

@@ -69,9 +69,7 @@ def rehearsal(model: StepModel, config: EngineConfig, bank: MemoryBank, sink: En
     entries = [item.entry for item in seen if item.entry is not None]
     if not entries:
         return None
-    span = _probe(model, [sink, *entries], model.encode(model.style.question('', ())))
-    span.logits = 'last'
-    return span
+    return _probe(model, [sink, *entries], model.encode(model.style.question('', ())))
 
 
 def brought(model: StepModel, bank: MemoryBank, sink: Entry, seen: list[Resident],
